@@ -1,0 +1,97 @@
+"""Market-data messages: immutable values. Pure.
+
+Every message keeps two times in integer nanoseconds since 1970 UTC: `ts_event_ns`, the venue's stamp, and
+`ts_recv_ns`, the time at which this process received it (0 when not received from outside).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from dry_work.clock import MINUTE_NS
+
+NO_EXTRA: Mapping[str, float] = MappingProxyType({})
+
+
+class Bar(msgspec.Struct, frozen=True, kw_only=True):
+    """One bar of one symbol.
+
+    `ts_event_ns` is the start of the bar, as the venue stamps it; `end_ns` is what Backtrader's `datetime` line holds.
+    """
+
+    symbol: str  # canonical form: AAPL, BRK.B, BTC/USD
+    ts_event_ns: int  # start of the bar
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    length_ns: int = MINUTE_NS
+    trade_count: float | None = None
+    vwap: float | None = None
+    revision: int = 0  # above 0: corrects the bar of the same symbol and time
+    source: str = ""  # alpaca_stock, alpaca_crypto or empty
+    extra: Mapping[str, float] = msgspec.field(default_factory=lambda: NO_EXTRA)  # further numeric fields by name
+    ts_recv_ns: int = 0
+
+    @property
+    def end_ns(self) -> int:
+        """End of the bar."""
+        return self.ts_event_ns + self.length_ns
+
+
+class News(msgspec.Struct, frozen=True, kw_only=True):
+    """One news item."""
+
+    symbols: tuple[str, ...]
+    headline: str
+    summary: str = ""
+    author: str = ""
+    url: str = ""
+    source: str = ""
+    created_at: str = ""  # RFC 3339
+    updated_at: str = ""  # RFC 3339
+    ingested_at: str = ""  # RFC 3339
+    ts_recv_ns: int = 0
+
+
+class Watermark(msgspec.Struct, frozen=True, kw_only=True):
+    """The publisher's word that a slice is complete on one topic."""
+
+    slice: int  # counts up by one from 1
+    end_ns: int  # end time of the slice's bars
+    bars: int  # bars of this slice on this topic
+    event_id: str = ""  # the last trade event the venue made up to this slice, empty when none
+    last: bool = False  # no slice follows
+
+
+MarketMessage = Bar | News | Watermark
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it came from a topic.
+
+    Without `epoch` the publisher does not number its messages.
+    """
+
+    topic: str
+    message: MarketMessage
+    epoch: str = ""
+    seq: int = 0  # counts up by one per topic within an epoch
+    ignored_fields: tuple[str, ...] = ()  # names in the payload of a bar that cannot be extra fields
+
+
+class Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """All bars that reach the strategy in one `next`: at most one bar per symbol.
+
+    A bar that came too late for its own slice keeps its own time here, which is then before `end_ns`.
+    """
+
+    end_ns: int
+    bars: tuple[Bar, ...]
+    number: int | None = None  # the publisher's slice number, None when a grace period released the slice
+    event_id: str = ""  # trade events up to this one belong before the slice's `next`
+    last: bool = False  # no slice follows

@@ -1,0 +1,1 @@
+"""Orders without I/O: their values, life cycle and rules."""

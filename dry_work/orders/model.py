@@ -1,0 +1,152 @@
+"""Orders, fills and trade events as values, in Alpaca's own words. Pure.
+
+Money and quantities are `Decimal`; quantities are positive and the side says the direction. Times are integer
+nanoseconds since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+
+import msgspec
+
+
+class Side(StrEnum):
+    BUY = "buy"
+    SELL = "sell"
+
+
+class OrderType(StrEnum):
+    MARKET = "market"
+    LIMIT = "limit"
+    STOP = "stop"
+    STOP_LIMIT = "stop_limit"
+    TRAILING_STOP = "trailing_stop"
+
+
+class TimeInForce(StrEnum):
+    DAY = "day"
+    GTC = "gtc"
+    OPG = "opg"
+    CLS = "cls"
+    IOC = "ioc"
+    FOK = "fok"
+
+
+class OrderStatus(StrEnum):
+    """Alpaca's order states. An unknown one is kept as plain text beside this enum, never guessed."""
+
+    NEW = "new"
+    PARTIALLY_FILLED = "partially_filled"
+    FILLED = "filled"
+    DONE_FOR_DAY = "done_for_day"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+    REPLACED = "replaced"
+    PENDING_CANCEL = "pending_cancel"
+    PENDING_REPLACE = "pending_replace"
+    PENDING_REVIEW = "pending_review"
+    ACCEPTED = "accepted"
+    PENDING_NEW = "pending_new"
+    ACCEPTED_FOR_BIDDING = "accepted_for_bidding"
+    STOPPED = "stopped"
+    REJECTED = "rejected"
+    SUSPENDED = "suspended"
+    CALCULATED = "calculated"
+    HELD = "held"
+
+
+TERMINAL = frozenset(
+    {
+        OrderStatus.FILLED,
+        OrderStatus.CANCELED,
+        OrderStatus.EXPIRED,
+        OrderStatus.REJECTED,
+        OrderStatus.REPLACED,
+    }
+)
+
+
+class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of the venue. Exactly one of `qty` and `notional` is given."""
+
+    client_order_id: str
+    symbol: str  # canonical
+    side: Side
+    type: OrderType
+    time_in_force: TimeInForce
+    qty: Decimal | None = None
+    notional: Decimal | None = None
+    limit_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    extended_hours: bool = False
+
+
+class VenueOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """An order as the venue tells of it.
+
+    `status` is one of `OrderStatus`, or the venue's own text when it is unknown.
+    """
+
+    id: str  # the venue's order id
+    client_order_id: str
+    symbol: str  # canonical
+    side: Side
+    type: OrderType
+    time_in_force: TimeInForce
+    status: str
+    qty: Decimal | None = None
+    notional: Decimal | None = None
+    filled_qty: Decimal = Decimal(0)
+    filled_avg_price: Decimal | None = None
+    limit_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    extended_hours: bool = False
+    created_ns: int = 0
+    updated_ns: int = 0
+    submitted_ns: int = 0
+    filled_ns: int | None = None
+    canceled_ns: int | None = None
+    expired_ns: int | None = None
+    failed_ns: int | None = None
+    reject_reason: str = ""  # own field of the simulated exchange, empty elsewhere
+
+
+class TradeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of the trade_updates stream.
+
+    `event_id` sorts by time as text (a ULID). The last four are given on fills only; `price` and `qty` are those
+    of this execution, `position_qty` is signed and holds after it.
+    """
+
+    event: str  # new, fill, partial_fill, canceled, expired, rejected, ...
+    event_id: str
+    ts_event_ns: int
+    order: VenueOrder
+    execution_id: str = ""
+    price: Decimal | None = None
+    qty: Decimal | None = None
+    position_qty: Decimal | None = None
+    code: int | None = None  # own fields of the simulated exchange: why an order was rejected after its submit
+    message: str = ""
+
+
+class VenuePosition(msgspec.Struct, frozen=True, kw_only=True):
+    """A position as the venue tells of it. `qty` is signed."""
+
+    symbol: str
+    qty: Decimal
+    avg_entry_price: Decimal
+
+
+class AccountSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The account as the venue tells of it."""
+
+    id: str
+    account_number: str
+    cash: Decimal
+    equity: Decimal
+    buying_power: Decimal
+    status: str = "ACTIVE"
+    trading_blocked: bool = False

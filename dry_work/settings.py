@@ -1,0 +1,308 @@
+"""Settings of a run from options, `dry-work.toml` and the environment. Pure but for `read_*`.
+
+An option wins over the environment, the environment over `.env` files, and those over `dry-work.toml`. An empty
+variable counts as unset. Several names for one thing may be set when they agree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytz
+
+from dry_work.clock import MINUTE_NS
+from dry_work.errors import ConfigError
+
+PAPER_URL = "https://paper-api.alpaca.markets"
+LIVE_URL = "https://api.alpaca.markets"
+DATA_URL = "https://data.alpaca.markets"
+MARKET_TOPIC = "market-data"
+CRYPTO_TOPIC = "crypto-data"
+POD_STATE_DIR = Path("/var/lib/trading-agent")
+DEFAULT_STATE_DIR = Path(".dry-work")
+DEFAULT_SYMBOLS = Path("symbols.txt")
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_MASK = "***"
+
+
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
+    """A key pair. Its `repr` shows neither."""
+
+    key: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Credentials(key={_MASK!r}, secret={_MASK!r})"
+
+
+class TimeFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """A length of bars, such as 1m, 5m, 1h, 1d."""
+
+    text: str
+    unit: str  # s, m, h, d, w
+    count: int
+
+    @property
+    def length_ns(self) -> int:
+        """Its length in nanoseconds."""
+        return self.count * _UNITS[self.unit] * (MINUTE_NS // 60)
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `dry-work run` runs with. Its `repr` never shows credentials."""
+
+    symbols: tuple[str, ...]
+    agent: str
+    params: dict[str, str]
+    mode: str  # local, paper or live
+    cash: Decimal = Decimal(100_000)  # of the local account
+    tz: str = "UTC"
+    timeframe: TimeFrame = TimeFrame(text="1m", unit="m", count=1)
+    resample: tuple[TimeFrame, ...] = ()
+    extra_fields: tuple[str, ...] = ()
+    warmup: int = 0  # bars of history for each symbol
+    forward_prenext: bool = False
+    data: tuple[str, ...] = ()  # recordings of a local run; none: the synthetic day
+    speed: float | None = None  # data seconds a second of a local run; None is lock-step
+    state_dir: Path = DEFAULT_STATE_DIR
+    state_dir_given: bool = False
+    agent_id: str = ""  # empty: a random one
+    take_over: bool = False
+    project: str = ""
+    market_topic: str = MARKET_TOPIC
+    crypto_topic: str = CRYPTO_TOPIC
+    pubsub_endpoint: str | None = None
+    credentials: Credentials | None = None
+    alpaca_url: str = PAPER_URL
+    data_url: str = DATA_URL
+    request_timeout_s: float = 10.0
+
+
+def parse_timeframe(text: str, *, option: str = "--timeframe") -> TimeFrame:
+    """Return the time frame that `text` names, for example 30s, 1m, 5m, 1h, 1d, 1w.
+
+    Raises:
+        ConfigError: naming the option, the value and what is allowed.
+    """
+    match = re.fullmatch(r"(\d{1,5})([smhdw])", text.strip().lower())
+    if match is None or int(match[1]) == 0:
+        raise ConfigError(f"{option} {text!r}: expected a number and a unit: s, m, h, d or w, for example 5m or 1h")
+    return TimeFrame(text=match[0], unit=match[2], count=int(match[1]))
+
+
+def parse_speed(text: str) -> float | None:
+    """Return data seconds a second, or None for `max`, which is lock-step.
+
+    Raises:
+        ConfigError: when it is neither a number above 0 nor max.
+    """
+    if text.strip().lower() == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise ConfigError(f"--speed {text!r}: expected a number above 0 (60: an hour in a minute) or max")
+    return speed
+
+
+def parse_cash(text: str) -> Decimal:
+    """Return an amount of cash above 0.
+
+    Raises:
+        ConfigError: when it is none.
+    """
+    try:
+        cash = Decimal(text)
+    except InvalidOperation:
+        cash = Decimal(0)
+    if not cash.is_finite() or cash <= 0:
+        raise ConfigError(f"--cash {text!r}: expected an amount above 0, for example 100000")
+    return cash
+
+
+def parse_zone(text: str) -> str:
+    """Return the name of a time zone.
+
+    Raises:
+        ConfigError: when there is no such zone.
+    """
+    try:
+        return str(pytz.timezone(text).zone)
+    except pytz.UnknownTimeZoneError:
+        raise ConfigError(f"--tz {text!r}: no such time zone; expected a name such as America/New_York") from None
+
+
+def parse_agent_id(text: str) -> str:
+    """Return an agent id.
+
+    Raises:
+        ConfigError: when it cannot be part of a subscription id and of a client order id.
+    """
+    if not _AGENT_ID.fullmatch(text):
+        raise ConfigError(f"AGENT_ID {text!r}: expected 1 to 63 letters, digits, - or _, the first a letter or digit")
+    return text
+
+
+def parse_url(text: str, *, name: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
+    """Return a base URL without a slash at its end.
+
+    Raises:
+        ConfigError: when it is no URL of these schemes, or carries credentials, which do not belong there.
+    """
+    allowed = " or ".join(f"{scheme}://" for scheme in schemes)
+    try:
+        parts = urlsplit(text.strip())
+        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"{name}={text!r}: expected a URL that begins with {allowed}")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"{name}: credentials do not belong into a URL; set ALPACA_API_KEY and ALPACA_SECRET_KEY")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def read_variable(environment: Mapping[str, str], *names: str) -> str:
+    """Return the value of the variables `names`, which mean the same thing; empty when none is set.
+
+    Raises:
+        ConfigError: when two are set and differ. Their values are not told.
+    """
+    found = [(name, value) for name in names if (value := environment.get(name, "").strip())]
+    for name, value in found[1:]:
+        if value != found[0][1]:
+            raise ConfigError(f"{found[0][0]} and {name} are both set and differ: set one of them")
+    return found[0][1] if found else ""
+
+
+def read_credentials(environment: Mapping[str, str], *, hint: str = "") -> Credentials:
+    """Return the key pair of the account.
+
+    Args:
+        environment: variables by name.
+        hint: what else can be done, added to the message when there are none.
+
+    Raises:
+        ConfigError: when none or half of a pair is set.
+    """
+    pairs = (
+        (("ALPACA_API_KEY",), ("ALPACA_SECRET_KEY", "ALPACA_API_SECRET")),
+        (("PAPER_ALPACA_API_KEY_ID",), ("PAPER_ALPACA_API_SECRET_KEY",)),
+    )
+    found: list[tuple[str, Credentials]] = []
+    for keys, secrets in pairs:
+        key, secret = read_variable(environment, *keys), read_variable(environment, *secrets)
+        if key and not secret:
+            raise ConfigError(f"{keys[0]} is set, but {secrets[0]} is not: set both")
+        if secret and not key:
+            raise ConfigError(f"{secrets[0]} is set, but {keys[0]} is not: set both")
+        if key:
+            found.append((keys[0], Credentials(key=key, secret=secret)))
+    if not found:
+        raise ConfigError(f"no Alpaca credentials: set ALPACA_API_KEY and ALPACA_SECRET_KEY{hint}")
+    for name, pair in found[1:]:
+        if pair != found[0][1]:
+            raise ConfigError(f"{found[0][0]} and {name} are both set and differ: set one of them")
+    return found[0][1]
+
+
+def read_environment(folder: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment with what `.env` and `configs/.env` in `folder` add to it.
+
+    Raises:
+        ConfigError: for a line that is no assignment.
+    """
+    found: dict[str, str] = {}
+    for path in (folder / "configs" / ".env", folder / ".env"):
+        if path.is_file():
+            found.update(parse_env_file(path.read_text(encoding="utf-8"), source=str(path)))
+    found.update({k: v for k, v in (os.environ if environment is None else environment).items() if v.strip()})
+    return found
+
+
+def parse_env_file(text: str, *, source: str = ".env") -> dict[str, str]:
+    """Return the assignments of a `.env` text: `NAME=value` a line, with an optional `export` and quotes.
+
+    Raises:
+        ConfigError: naming the line that is no assignment, never its content.
+    """
+    found: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.removeprefix("export ").partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+            raise ConfigError(f"{source}, line {number}: expected NAME=value")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name.strip()] = value
+    return found
+
+
+TOML_KEYS = (
+    "agent", "agent_id", "cash", "data", "extra_fields", "params", "prenext", "resample", "speed", "state_dir",
+    "symbols", "timeframe", "tz", "warmup",
+)  # fmt: skip
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the table `[run]` of `dry-work.toml`, or nothing when there is no such file.
+
+    Raises:
+        ConfigError: for a file that is no TOML, or a name that is no setting.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no TOML: {error}") from None
+    table = content.get("run", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: [run] is to be a table")
+    for name in table:
+        if name not in TOML_KEYS:
+            raise ConfigError(f"{path}: [run] has no setting {name!r}; its settings: {', '.join(TOML_KEYS)}")
+    return table
+
+
+def choose_state_dir(given: str | None, *, agent_id: str, pod_dir: Path = POD_STATE_DIR) -> tuple[Path, bool]:
+    """Return the state directory and whether it was given by the user."""
+    if given:
+        return Path(given), True
+    if agent_id and pod_dir.is_dir() and os.access(pod_dir, os.W_OK):
+        return pod_dir, True
+    return DEFAULT_STATE_DIR, False
+
+
+def check_live(credentials: Credentials, alpaca_url: str, *, live: bool) -> None:
+    """Refuse a live run without a live key and address, and a paper run with one of them.
+
+    Raises:
+        ConfigError: saying what does not match.
+    """
+    host = urlsplit(alpaca_url).hostname or ""
+    if live and host == urlsplit(PAPER_URL).hostname:
+        raise ConfigError("--live is given, but ALPACA_URL is the paper address: leave out one of them")
+    if not live and host == urlsplit(LIVE_URL).hostname:
+        raise ConfigError(
+            "ALPACA_URL is the live address, but --live is not given; Dry Work trades on paper without it"
+        )
+    if live and credentials.key.startswith("PK"):
+        raise ConfigError("--live is given, but ALPACA_API_KEY is a paper key (it begins with PK)")
+    if not live and credentials.key.startswith("AK"):
+        raise ConfigError("ALPACA_API_KEY is a live key (it begins with AK), but --live is not given")

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from dry_work import settings as s
+from dry_work.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1m", 60), ("30s", 30), ("5m", 300), ("1H", 3600), ("2d", 172_800), (" 1w ", 604_800)]
+)
+def test_time_frames(text: str, seconds: int) -> None:
+    assert s.parse_timeframe(text).length_ns == seconds * 1_000_000_000
+
+
+@pytest.mark.parametrize("text", ["", "m", "0m", "5", "5y", "-1m", "1.5h"])
+def test_a_bad_time_frame_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a number and a unit"):
+        s.parse_timeframe(text, option="--resample")
+
+
+def test_speed_is_a_number_or_max() -> None:
+    assert s.parse_speed("max") is None
+    assert s.parse_speed("60") == 60.0
+    for text in ("0", "-1", "fast", "inf", "nan"):
+        with pytest.raises(ConfigError, match="--speed"):
+            s.parse_speed(text)
+
+
+def test_cash_is_an_amount_above_zero() -> None:
+    assert s.parse_cash("1000.50") == Decimal("1000.50")
+    for text in ("0", "-5", "much", "NaN", "Infinity"):
+        with pytest.raises(ConfigError, match="--cash"):
+            s.parse_cash(text)
+
+
+def test_a_zone_has_to_exist() -> None:
+    assert s.parse_zone("America/New_York") == "America/New_York"
+    with pytest.raises(ConfigError, match="no such time zone"):
+        s.parse_zone("Mars/Base")
+
+
+@pytest.mark.parametrize("text", ["", "a/b", "-a", "a" * 64, "a b", "ä"])
+def test_a_bad_agent_id_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="AGENT_ID"):
+        s.parse_agent_id(text)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ALPACA_API_KEY": "k", "ALPACA_SECRET_KEY": "s"},
+        {"ALPACA_API_KEY": "k", "ALPACA_API_SECRET": "s"},
+        {"PAPER_ALPACA_API_KEY_ID": "k", "PAPER_ALPACA_API_SECRET_KEY": "s"},
+        {"ALPACA_API_KEY": "k", "ALPACA_SECRET_KEY": "s", "ALPACA_API_SECRET": "s"},
+    ],
+)
+def test_any_accepted_pair_gives_the_credentials(environment: dict[str, str]) -> None:
+    assert s.read_credentials(environment) == s.Credentials(key="k", secret="s")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "set ALPACA_API_KEY and ALPACA_SECRET_KEY, or try --local"),
+        ({"ALPACA_API_KEY": "k1"}, "ALPACA_API_KEY is set, but ALPACA_SECRET_KEY is not"),
+        ({"ALPACA_SECRET_KEY": "s1"}, "ALPACA_SECRET_KEY is set, but ALPACA_API_KEY is not"),
+        ({"ALPACA_API_KEY": "  ", "ALPACA_SECRET_KEY": ""}, "no Alpaca credentials"),
+        (
+            {"ALPACA_API_KEY": "k1", "ALPACA_SECRET_KEY": "s1", "ALPACA_API_SECRET": "s2"},
+            "ALPACA_SECRET_KEY and ALPACA_API_SECRET are both set and differ",
+        ),
+        (
+            {
+                "ALPACA_API_KEY": "k1",
+                "ALPACA_SECRET_KEY": "s1",
+                "PAPER_ALPACA_API_KEY_ID": "k2",
+                "PAPER_ALPACA_API_SECRET_KEY": "s1",
+            },
+            "ALPACA_API_KEY and PAPER_ALPACA_API_KEY_ID are both set and differ",
+        ),
+    ],
+)
+def test_missing_half_set_or_differing_credentials_name_the_variables_only(
+    environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        s.read_credentials(environment, hint=", or try --local")
+    assert message in str(caught.value)
+    for value in environment.values():
+        assert not value.strip() or value not in str(caught.value)
+
+
+def test_credentials_are_not_shown() -> None:
+    shown = repr(s.Credentials(key="PKVERYSECRET", secret="topsecret"))
+    assert "SECRET" not in shown
+    assert "topsecret" not in shown
+
+
+def test_env_files_are_read_and_the_environment_wins(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / ".env").write_text("A=1\nB=1\nC=1\n")
+    (tmp_path / ".env").write_text("# comment\n\nexport B='2'\nC=2\n")
+    found = s.read_environment(tmp_path, {"C": "3", "D": ""})
+    assert found == {"A": "1", "B": "2", "C": "3"}
+
+
+def test_a_bad_env_line_is_named_without_its_content() -> None:
+    with pytest.raises(ConfigError) as caught:
+        s.parse_env_file("A=1\nsecret stuff\n")
+    assert str(caught.value) == ".env, line 2: expected NAME=value"
+
+
+def test_unknown_names_in_the_toml_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dry-work.toml"
+    path.write_text('[run]\nagent = "a.py:A"\nsped = "max"\n')
+    with pytest.raises(ConfigError, match=r"no setting 'sped'; its settings: agent, "):
+        s.read_toml(path)
+    path.write_text("[run\n")
+    with pytest.raises(ConfigError, match="no TOML"):
+        s.read_toml(path)
+    assert s.read_toml(tmp_path / "nothing.toml") == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "live", "message"),
+    [
+        ("PK1", s.LIVE_URL, True, "is a paper key"),
+        ("AK1", s.PAPER_URL, True, "ALPACA_URL is the paper address"),
+        ("PK1", s.LIVE_URL, False, "ALPACA_URL is the live address, but --live is not given"),
+        ("AK1", s.PAPER_URL, False, "is a live key"),
+    ],
+)
+def test_live_needs_the_flag_a_live_key_and_a_live_address(key: str, url: str, live: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        s.check_live(s.Credentials(key=key, secret="s"), url, live=live)
+
+
+def test_matching_key_and_address_are_taken() -> None:
+    s.check_live(s.Credentials(key="AK1", secret="s"), s.LIVE_URL, live=True)
+    s.check_live(s.Credentials(key="PK1", secret="s"), s.PAPER_URL, live=False)
+    s.check_live(s.Credentials(key="LOCAL", secret="s"), "http://127.0.0.1:8090", live=False)
+
+
+def test_the_pod_directory_is_the_default_only_with_an_agent_id(tmp_path: Path) -> None:
+    assert s.choose_state_dir(None, agent_id="a", pod_dir=tmp_path) == (tmp_path, True)
+    assert s.choose_state_dir(None, agent_id="", pod_dir=tmp_path) == (s.DEFAULT_STATE_DIR, False)
+    assert s.choose_state_dir("x", agent_id="a", pod_dir=tmp_path) == (Path("x"), True)
+    assert s.choose_state_dir(None, agent_id="a", pod_dir=tmp_path / "none") == (s.DEFAULT_STATE_DIR, False)
+
+
+@pytest.mark.parametrize("text", ["", "ftp://host", "http://", "http://host:99999", "nonsense"])
+def test_a_bad_url_names_its_variable(text: str) -> None:
+    with pytest.raises(ConfigError, match="ALPACA_URL"):
+        s.parse_url(text, name="ALPACA_URL")
+
+
+def test_a_url_loses_its_slash_and_may_not_carry_credentials() -> None:
+    assert s.parse_url("http://h:1/", name="X") == "http://h:1"
+    with pytest.raises(ConfigError) as caught:
+        s.parse_url("http://key:hidden@h", name="X")
+    assert "hidden" not in str(caught.value)
