@@ -1,0 +1,360 @@
+"""Orders, trade events, accounts and positions in Alpaca's JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dry_work.errors import CodecError
+from dry_work.orders.model import (
+    AccountSnapshot,
+    OrderRequest,
+    OrderStatus,
+    OrderType,
+    Side,
+    TimeInForce,
+    TradeEvent,
+    VenueOrder,
+    VenuePosition,
+)
+from dry_work.wire.alpaca_rest import (
+    RequestError,
+    asset_id,
+    build_order_request,
+    encode_account,
+    encode_decimal,
+    encode_error,
+    encode_order,
+    encode_position,
+    encode_trade_event,
+    parse_account,
+    parse_decimal,
+    parse_error,
+    parse_json,
+    parse_order,
+    parse_order_request,
+    parse_position,
+    parse_trade_event,
+)
+
+START_NS = 1_718_112_600_000_000_000  # 2024-06-11T13:30:00Z
+
+amounts = st.decimals(min_value="0.000000001", max_value="1000000000", places=9, allow_nan=False)
+optional_amounts = st.none() | amounts
+times = st.integers(0, 2**62)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=128)
+symbols = st.sampled_from(["AAPL", "BRK.B", "BTC/USD", "ETH/BTC", "AAPL240315C00172500"])
+
+orders = st.builds(
+    VenueOrder,
+    id=st.uuids().map(str),
+    client_order_id=texts,
+    symbol=symbols,
+    side=st.sampled_from(Side),
+    type=st.sampled_from(OrderType),
+    time_in_force=st.sampled_from(TimeInForce),
+    status=st.sampled_from([status.value for status in OrderStatus]) | st.just("a_new_state"),
+    qty=optional_amounts,
+    notional=optional_amounts,
+    filled_qty=amounts,
+    filled_avg_price=optional_amounts,
+    limit_price=optional_amounts,
+    stop_price=optional_amounts,
+    extended_hours=st.booleans(),
+    created_ns=times,
+    updated_ns=times,
+    submitted_ns=times,
+    filled_ns=st.none() | times,
+    canceled_ns=st.none() | times,
+    expired_ns=st.none() | times,
+    failed_ns=st.none() | times,
+    reject_reason=st.sampled_from(["", "insufficient buying power"]),
+)
+events = st.builds(
+    TradeEvent,
+    event=st.sampled_from(["new", "fill", "partial_fill", "something_else"]),
+    event_id=texts,
+    ts_event_ns=times,
+    order=orders,
+    execution_id=st.just("") | st.uuids().map(str),
+    price=optional_amounts,
+    qty=optional_amounts,
+    position_qty=optional_amounts | amounts.map(lambda amount: -amount),
+    code=st.none() | st.just(40310000),
+    message=st.sampled_from(["", "insufficient buying power"]),
+)
+
+
+def make_order(**fields: object) -> VenueOrder:
+    return VenueOrder(
+        **{  # type: ignore[arg-type]
+            "id": "7b08df51-0e1f-4a5c-8f4e-1d7e3a4b5c6d",
+            "client_order_id": "dw-1",
+            "symbol": "AAPL",
+            "side": Side.BUY,
+            "type": OrderType.LIMIT,
+            "time_in_force": TimeInForce.GTC,
+            "status": "new",
+            "qty": Decimal("2.0"),
+            "limit_price": Decimal("150.250"),
+            "created_ns": START_NS,
+            "updated_ns": START_NS,
+            "submitted_ns": START_NS,
+            **fields,
+        }
+    )
+
+
+def make_body(**fields: object) -> dict[str, object]:
+    body = {"symbol": "AAPL", "side": "buy", "type": "market", "time_in_force": "day", "qty": "1", **fields}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def over_the_wire(body: object) -> object:
+    return parse_json(json.dumps(body))
+
+
+@given(orders)
+def test_an_order_comes_back_as_it_went(order: VenueOrder) -> None:
+    assert parse_order(over_the_wire(encode_order(order))) == order
+
+
+@given(events)
+def test_a_trade_event_comes_back_as_it_went(event: TradeEvent) -> None:
+    assert parse_trade_event(over_the_wire(encode_trade_event(event))) == event
+
+
+@given(
+    st.builds(
+        AccountSnapshot,
+        id=texts,
+        account_number=texts,
+        cash=amounts | amounts.map(lambda amount: -amount),
+        equity=amounts,
+        buying_power=amounts,
+        status=st.sampled_from(["ACTIVE", "DISABLED"]),
+        trading_blocked=st.booleans(),
+    )
+)
+def test_an_account_comes_back_as_it_went(account: AccountSnapshot) -> None:
+    assert parse_account(over_the_wire(encode_account(account, created_ns=START_NS))) == account
+
+
+@given(symbols, amounts, st.booleans(), amounts, amounts)
+def test_a_position_comes_back_as_it_went(
+    symbol: str, qty: Decimal, short: bool, entry: Decimal, price: Decimal
+) -> None:
+    position = VenuePosition(symbol=symbol, qty=-qty if short else qty, avg_entry_price=entry)
+    assert parse_position(over_the_wire(encode_position(position, current_price=price))) == position
+
+
+@given(
+    st.builds(
+        OrderRequest,
+        client_order_id=texts,
+        symbol=symbols,
+        side=st.sampled_from(Side),
+        type=st.just(OrderType.STOP_LIMIT),
+        time_in_force=st.sampled_from(TimeInForce),
+        qty=amounts,
+        limit_price=amounts,
+        stop_price=amounts,
+        extended_hours=st.booleans(),
+    )
+)
+def test_an_order_request_comes_back_as_it_went(request: OrderRequest) -> None:
+    assert parse_order_request(over_the_wire(build_order_request(request))) == request
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+field_names = st.sampled_from(
+    [*list(encode_order(make_order())), "event", "order", "price", "cash", "timestamp", "code"]
+)
+odd_objects = st.dictionaries(field_names, json_values, max_size=8)
+
+
+@given(odd_objects)
+def test_readers_refuse_what_they_cannot_read_with_their_own_error(payload: dict[str, object]) -> None:
+    complete = encode_order(make_order())
+    for body in (payload, {**complete, **payload}, {"event": "fill", "order": {**complete, **payload}, **payload}):
+        for parse in (parse_order, parse_trade_event, parse_account, parse_position):
+            with contextlib.suppress(CodecError):
+                parse(body)
+        with contextlib.suppress(RequestError):
+            parse_order_request(over_the_wire({**make_body(), **body}))
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60))
+def test_json_from_outside_is_read_or_refused(data: bytes | str) -> None:
+    with contextlib.suppress(CodecError):
+        parse_json(data)
+
+
+def test_json_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(CodecError):
+        parse_json("[" * 100_000)
+
+
+def test_json_without_finite_numbers_is_refused() -> None:
+    with pytest.raises(CodecError):
+        parse_json('{"qty": NaN}')
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("1.0", "1"), ("10.25", "10.25"), ("1e-09", "0.000000001"), ("1e+16", "10000000000000000"), ('"2.50"', "2.5")],
+)
+def test_a_quantity_is_read_from_the_digits_that_were_sent(token: str, expected: str) -> None:
+    body = json.dumps(make_body(qty="?")).replace('"?"', token)
+    request = parse_order_request(parse_json(body))
+    assert request.qty is not None
+    assert encode_decimal(request.qty) == expected
+
+
+def test_a_number_keeps_every_digit_that_was_sent() -> None:
+    body = json.dumps(make_body(qty="?")).replace('"?"', "0.30000000000000004")
+    assert parse_order_request(parse_json(body)).qty == Decimal("0.30000000000000004")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("1.0", "1"), ("100", "100"), ("1E+3", "1000"), ("-0.0", "0"), ("0.10", "0.1"), ("-2.50", "-2.5")],
+)
+def test_a_decimal_is_written_without_exponent_and_trailing_zeros(value: str, text: str) -> None:
+    assert encode_decimal(Decimal(value)) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["abc", "NaN", "Infinity", "1e999999999", "1e-201", "1" * 257, "1_000", True, [], {}, "1e31"]
+)
+def test_what_is_no_usable_number_is_refused(value: object) -> None:
+    with pytest.raises(CodecError):
+        parse_decimal(value)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_absent_amount_is_not_zero(value: object) -> None:
+    assert parse_decimal(value) is None
+
+
+def test_an_order_has_alpacas_shape() -> None:
+    body = encode_order(make_order(status="filled", filled_qty=Decimal("2"), filled_ns=START_NS + 1))
+    assert body["qty"] == "2"
+    assert body["limit_price"] == "150.25"
+    assert body["stop_price"] is None
+    assert body["order_class"] == ""
+    assert body["type"] == body["order_type"] == "limit"
+    assert body["asset_id"] == asset_id("AAPL")
+    assert body["asset_class"] == "us_equity"
+    assert body["submitted_at"] == "2024-06-11T13:30:00Z"
+    assert body["filled_at"] == "2024-06-11T13:30:00.000000001Z"
+    assert "reject_reason" not in body
+
+
+def test_a_rejected_event_tells_code_and_reason_beside_alpacas_keys() -> None:
+    event = TradeEvent(
+        event="rejected",
+        event_id="01J",
+        ts_event_ns=START_NS,
+        order=make_order(status="rejected"),
+        code=40310000,
+        message="insufficient buying power",
+    )
+    body = encode_trade_event(event)
+    assert body["code"] == 40310000
+    assert body["reject_reason"] == "insufficient buying power"
+    assert body["timestamp"] == "2024-06-11T13:30:00Z"
+    assert not {"execution_id", "price", "qty", "position_qty"} & body.keys()
+
+
+def test_a_crypto_position_is_listed_without_slash_and_read_with_it() -> None:
+    position = VenuePosition(symbol="BTC/USD", qty=Decimal("0.5"), avg_entry_price=Decimal(60000))
+    body = encode_position(position, current_price=Decimal(61000))
+    assert body["symbol"] == "BTCUSD"
+    assert body["unrealized_pl"] == "500"
+    assert parse_position(body).symbol == "BTC/USD"
+
+
+@pytest.mark.parametrize(("text", "symbol"), [("BTCUSD", "BTC/USD"), ("ETHUSDT", "ETH/USDT"), ("ETH/BTC", "ETH/BTC")])
+def test_an_old_spelling_of_a_crypto_order_is_read_canonically(text: str, symbol: str) -> None:
+    assert parse_order({**encode_order(make_order()), "symbol": text, "asset_class": "crypto"}).symbol == symbol
+
+
+def test_a_short_position_is_negative_whatever_the_sign_on_the_wire() -> None:
+    body = encode_position(
+        VenuePosition(symbol="AAPL", qty=Decimal(-3), avg_entry_price=Decimal(10)), current_price=Decimal(11)
+    )
+    assert (body["side"], body["qty"], body["market_value"]) == ("short", "-3", "-33")
+    assert body["unrealized_pl"] == "-3"
+    assert parse_position({**body, "qty": "3"}).qty == Decimal(-3)
+
+
+def test_a_number_where_alpaca_sends_a_text_is_read_too() -> None:
+    assert parse_order({**encode_order(make_order()), "qty": 1.5, "filled_qty": 0}).qty == Decimal("1.5")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "message"),
+    [
+        ([], 400, 40010000, "request body format is invalid"),
+        (make_body(symbol=None), 422, 40010001, "symbol is required"),
+        (make_body(symbol="no symbol"), 422, 42210000, "invalid symbol"),
+        (make_body(side="hold"), 422, 40010001, "invalid side hold"),
+        (make_body(type=None), 422, 40010001, "type is required"),
+        (make_body(time_in_force=[1]), 422, 40010001, "invalid time_in_force [1]"),
+        (make_body(qty=None), 422, 40010001, "qty or notional is required"),
+        (make_body(notional="5"), 422, 42210000, "only one of qty or notional is accepted"),
+        (make_body(qty="0"), 422, 42210000, "qty must be > 0"),
+        (make_body(qty="-1"), 422, 42210000, "qty must be > 0"),
+        (make_body(qty="many"), 422, 40010001, "invalid qty many"),
+        (make_body(limit_price="5"), 422, 42210000, "market orders require no stop or limit price"),
+        (make_body(type="limit"), 422, 40010001, "limit orders require limit_price"),
+        (make_body(type="stop", limit_price="5", stop_price="5"), 422, 42210000, "stop orders require no limit_price"),
+        (make_body(type="trailing_stop"), 422, 42210000, "trailing_stop orders are not supported"),
+        (make_body(order_class="bracket"), 422, 42210000, "order class bracket is not supported"),
+        (make_body(extended_hours="yes"), 422, 40010001, "extended_hours must be true or false"),
+    ],
+)
+def test_a_bad_order_request_is_refused_with_code_and_text(body: object, status: int, code: int, message: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        parse_order_request(body)
+    assert (refused.value.http_status, refused.value.code, refused.value.message) == (status, code, message)
+
+
+def test_a_client_order_id_has_at_most_128_characters() -> None:
+    assert parse_order_request(make_body(client_order_id="x" * 128)).client_order_id == "x" * 128
+    with pytest.raises(RequestError):
+        parse_order_request(make_body(client_order_id="x" * 129))
+
+
+def test_an_absent_client_order_id_is_left_to_the_venue() -> None:
+    assert parse_order_request(make_body()).client_order_id == ""
+
+
+def test_an_error_body_carries_code_message_and_context() -> None:
+    body = encode_error(40310000, "insufficient buying power", {"buying_power": "10"})
+    assert body == {"code": 40310000, "message": "insufficient buying power", "buying_power": "10"}
+    assert parse_error(json.dumps(body)) == (40310000, "insufficient buying power")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"message":"forbidden."}', (None, "forbidden.")),
+        (b"<html>502</html>", (None, "<html>502</html>")),
+        (b"", (None, "")),
+        (b"[1]", (None, "[1]")),
+        (b"\xff", (None, "\ufffd")),
+    ],
+)
+def test_an_error_body_of_another_shape_is_its_own_message(body: bytes, expected: tuple[int | None, str]) -> None:
+    assert parse_error(body) == expected
