@@ -1,0 +1,1 @@
+"""The simulated exchange: Alpaca's protocols on recorded or generated prices."""

@@ -1,0 +1,1 @@
+"""Backtrader feeds and what fills them."""
