@@ -1,0 +1,5 @@
+"""`python -m dry_work`."""
+
+from dry_work.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""The command line: one thin module per command, loaded when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from dry_work import __version__
+from dry_work.errors import ConfigError, DryWorkError
+
+# name: (module, one line for the list of commands)
+COMMANDS = {
+    "run": ("dry_work.cli.run", "Trade with a Backtrader strategy, on Alpaca paper or on the local stack."),
+    "exchange": ("dry_work.cli.exchange", "Serve the simulated exchange, for any Alpaca program."),
+    "hub": ("dry_work.cli.hub", "Share one Alpaca market-data connection over Pub/Sub."),
+    "pubsub": ("dry_work.cli.pubsub", "Serve an embedded Pub/Sub for Google's own clients."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are named, so that `--help` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dry-work")
+def cli() -> None:
+    """Run an unchanged Backtrader strategy: on a local stack, on Alpaca paper trading, on GKE.
+
+    \b
+    Example:
+      dry-work run --symbols symbols.txt --local --speed max
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 usage, 130 after SIGINT."""
+    try:
+        code = cli.main(args=args, prog_name="dry-work", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ConfigError as error:
+        click.echo(f"dry-work: {error}", err=True)
+        code = 2
+    except DryWorkError as error:
+        click.echo(f"dry-work: {error}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
