@@ -1,0 +1,144 @@
+"""The orders of one account and the trade events they make. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+
+from msgspec.structs import replace
+
+from dry_work.exchange.account import EXACT, Account
+from dry_work.exchange.identifiers import EventIds, build_client_order_id, build_execution_id, build_order_id
+from dry_work.exchange.order_rules import CODE_FUNDS, INSUFFICIENT_BUYING_POWER
+from dry_work.orders.model import TERMINAL, OrderRequest, OrderStatus, Side, TradeEvent, VenueOrder
+
+
+class OpenOrder:
+    """An order, and what the matcher has to remember of it."""
+
+    __slots__ = ("check_price", "executions", "expires_ns", "order", "remaining", "triggered")
+
+    def __init__(self, order: VenueOrder, qty: Decimal) -> None:
+        self.order = order
+        self.remaining = qty
+        self.executions = 0
+        self.triggered = False  # the stop of a stop-limit order was hit
+        self.check_price: Decimal | None = None  # what its funds were checked with; None: no price was known
+        self.expires_ns: int | None = None
+
+    @property
+    def change(self) -> Decimal:
+        """The signed quantity that is still to execute."""
+        return self.remaining if self.order.side is Side.BUY else self.remaining.copy_negate()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing happens to the order any more."""
+        return self.order.status in TERMINAL
+
+
+class Book:
+    """All orders of an account, and the account. Every change of an order is told through `emit`."""
+
+    def __init__(
+        self, key_id: str, account: Account, *, emit: Callable[[str, TradeEvent], None], event_ids: EventIds
+    ) -> None:
+        self.key_id = key_id
+        self.account = account
+        self.orders: dict[str, OpenOrder] = {}  # by id, oldest first
+        self.by_client_id: dict[str, OpenOrder] = {}
+        self.submitted: list[OpenOrder] = []  # wait for the funds check of rule set `backtrader`
+        self.pending: list[OpenOrder] = []  # open, in the order of matching
+        self._emit = emit
+        self._event_ids = event_ids
+
+    def add(self, request: OrderRequest, status: OrderStatus, now_ns: int) -> OpenOrder:
+        """Make an order of a checked request; nothing is told yet."""
+        assert request.qty is not None
+        number = len(self.orders) + 1
+        order = VenueOrder(
+            id=build_order_id(self.key_id, number),
+            client_order_id=request.client_order_id or build_client_order_id(self.key_id, number),
+            symbol=request.symbol,
+            side=request.side,
+            type=request.type,
+            time_in_force=request.time_in_force,
+            status=status,
+            qty=request.qty,
+            limit_price=request.limit_price,
+            stop_price=request.stop_price,
+            extended_hours=request.extended_hours,
+            created_ns=now_ns,
+            updated_ns=now_ns,
+            submitted_ns=now_ns,
+        )
+        entry = OpenOrder(order, request.qty)
+        self.orders[order.id] = entry
+        self.by_client_id[order.client_order_id] = entry
+        return entry
+
+    def set_status(self, entry: OpenOrder, status: OrderStatus, now_ns: int) -> None:
+        """Give the order a status that is also the name of its event: new, canceled, expired, ..."""
+        order = replace(entry.order, status=status, updated_ns=now_ns)
+        if status is OrderStatus.CANCELED:
+            order = replace(order, canceled_ns=now_ns)
+        elif status is OrderStatus.EXPIRED:
+            order = replace(order, expired_ns=now_ns)
+        entry.order = order
+        self._tell(TradeEvent(event=status.value, event_id="", ts_event_ns=now_ns, order=order), now_ns)
+
+    def reject(self, entry: OpenOrder, now_ns: int) -> None:
+        """End an order, or what is left of it, for lack of money."""
+        entry.order = replace(
+            entry.order,
+            status=OrderStatus.REJECTED,
+            updated_ns=now_ns,
+            failed_ns=now_ns,
+            reject_reason=INSUFFICIENT_BUYING_POWER,
+        )
+        event = TradeEvent(
+            event="rejected",
+            event_id="",
+            ts_event_ns=now_ns,
+            order=entry.order,
+            code=CODE_FUNDS,
+            message=INSUFFICIENT_BUYING_POWER,
+        )
+        self._tell(event, now_ns)
+
+    def fill(self, entry: OpenOrder, qty: Decimal, price: Decimal, *, fill_ns: int, now_ns: int) -> None:
+        """Enter an execution of `qty` at `price` that the account has booked; `fill_ns` is the end of its bar."""
+        before = entry.order
+        filled_qty = EXACT.add(before.filled_qty, qty)
+        average = price
+        if before.filled_avg_price is not None:
+            average = (before.filled_avg_price * before.filled_qty + price * qty) / filled_qty
+        entry.remaining = EXACT.subtract(entry.remaining, qty)
+        entry.executions += 1
+        is_complete = not entry.remaining
+        entry.order = replace(
+            before,
+            status=OrderStatus.FILLED if is_complete else OrderStatus.PARTIALLY_FILLED,
+            filled_qty=filled_qty,
+            filled_avg_price=average,
+            updated_ns=now_ns,
+            filled_ns=fill_ns if is_complete else before.filled_ns,
+        )
+        event = TradeEvent(
+            event="fill" if is_complete else "partial_fill",
+            event_id="",
+            ts_event_ns=fill_ns,
+            order=entry.order,
+            execution_id=build_execution_id(before.id, entry.executions),
+            price=price,
+            qty=qty,
+            position_qty=self.account.qty(before.symbol),
+        )
+        self._tell(event, now_ns)
+
+    def drop_done(self) -> None:
+        """Take the orders that are at their end out of `pending`."""
+        self.pending = [entry for entry in self.pending if not entry.is_done]
+
+    def _tell(self, event: TradeEvent, now_ns: int) -> None:
+        self._emit(self.key_id, replace(event, event_id=self._event_ids.take(now_ns)))

@@ -1,0 +1,281 @@
+"""What the simulated exchange refuses at submit, and with which words: the rules as data. Pure.
+
+Every rule looks at the request alone. `REQUEST_RULES` hold for both rule sets, the others under `alpaca`; what
+depends on the account (funds, quantity at hand, client order ids) is refused by the venue with the errors built at the
+end of this module. The numbers and, where they are known, the texts are Alpaca's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+
+import msgspec
+
+from dry_work.errors import DryWorkError
+from dry_work.market.symbols import is_crypto
+from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce
+
+CODE_REQUEST = 40010001  # the request has not the right shape
+CODE_ORDER = 42210000  # the order breaks a rule
+CODE_FUNDS = 40310000  # money or shares are missing
+CODE_NOT_FOUND = 40410000
+
+MAX_CLIENT_ORDER_ID_LENGTH = 128
+MAX_DECIMAL_PLACES = 9
+MIN_FRACTIONAL_COST = Decimal(1)
+MIN_CRYPTO_COST = Decimal(10)
+_MAGNITUDE = 30  # a number of more digits is a mistake or an attack: written out it fills the memory
+INSUFFICIENT_BUYING_POWER = "insufficient buying power"
+
+# Order kinds that this version of the exchange does not have.
+OFFERED_TYPES = frozenset({OrderType.MARKET, OrderType.LIMIT, OrderType.STOP, OrderType.STOP_LIMIT})
+OFFERED_TIMES = frozenset({TimeInForce.DAY, TimeInForce.GTC})
+OFFERED_CLASSES = frozenset({"", "simple"})
+
+# Price fields by type: needed ones are given, the others are not.
+_NEEDS_LIMIT = frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT})
+_NEEDS_STOP = frozenset({OrderType.STOP, OrderType.STOP_LIMIT})
+
+
+class RefusedError(DryWorkError):
+    """The exchange said no to a request. Handled by its server: an answer with `http_status` and an error body.
+
+    Args:
+        http_status: of the answer.
+        code: Alpaca's error code.
+        message: for people.
+        context: further fields of the error body.
+    """
+
+    def __init__(self, http_status: int, code: int, message: str, context: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.code = code
+        self.message = message
+        self.context: dict[str, str] = dict(context or {})
+
+    def body(self) -> dict[str, object]:
+        """Return the error body of the answer."""
+        return {"code": self.code, "message": self.message, **self.context}
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """One reason to refuse a request. `message` may name fields of the request as `{r.qty}`."""
+
+    is_broken: Callable[[OrderRequest], bool]
+    message: str
+    code: int = CODE_ORDER
+    http_status: int = 422
+
+
+def encode_decimal(value: Decimal) -> str:
+    """Return a number as Alpaca writes it: no exponent, no zeros at the end."""
+    text = f"{value:f}"
+    return (text.rstrip("0").rstrip(".") or "0") if "." in text else text
+
+
+def _is_positive(value: Decimal | None) -> bool:
+    return value is not None and value.is_finite() and value > 0
+
+
+def _is_in_range(value: Decimal | None) -> bool:
+    return value is None or -_MAGNITUDE <= value.adjusted() <= _MAGNITUDE
+
+
+def _decimal_places(value: Decimal) -> int:
+    return len(encode_decimal(value).partition(".")[2])
+
+
+def _is_fractional(request: OrderRequest) -> bool:
+    return request.qty is not None and _decimal_places(request.qty) > 0
+
+
+def _has_bad_tick(price: Decimal | None) -> bool:
+    return price is not None and _decimal_places(price) > (2 if price >= 1 else 4)
+
+
+REQUEST_RULES: Sequence[Rule] = (
+    Rule(
+        lambda r: r.type not in OFFERED_TYPES,
+        "{r.type} orders are not offered by this exchange: expected market, limit, stop or stop_limit",
+    ),
+    Rule(
+        lambda r: r.time_in_force not in OFFERED_TIMES,
+        "time_in_force {r.time_in_force} is not offered by this exchange: expected day or gtc",
+    ),
+    Rule(
+        lambda r: r.notional is not None and r.qty is not None,
+        "only one of qty or notional is accepted",
+        CODE_REQUEST,
+    ),
+    Rule(lambda r: r.notional is not None, "notional orders are not offered by this exchange: give qty"),
+    Rule(lambda r: r.qty is None, "qty or notional is required", CODE_REQUEST),
+    Rule(lambda r: not _is_positive(r.qty), "qty must be > 0"),
+    Rule(
+        lambda r: len(r.client_order_id) > MAX_CLIENT_ORDER_ID_LENGTH,
+        f"client_order_id must be no more than {MAX_CLIENT_ORDER_ID_LENGTH} characters",
+        CODE_REQUEST,
+    ),
+    Rule(
+        lambda r: r.type is OrderType.MARKET and (r.limit_price is not None or r.stop_price is not None),
+        "market orders require no stop or limit price",
+    ),
+    Rule(
+        lambda r: r.type is OrderType.STOP_LIMIT and (r.limit_price is None or r.stop_price is None),
+        "stop limit orders require both stop and limit price",
+        CODE_REQUEST,
+    ),
+    Rule(lambda r: r.type in _NEEDS_LIMIT and r.limit_price is None, "limit orders require limit price", CODE_REQUEST),
+    Rule(lambda r: r.type in _NEEDS_STOP and r.stop_price is None, "stop orders require stop price", CODE_REQUEST),
+    Rule(lambda r: r.type is OrderType.LIMIT and r.stop_price is not None, "limit orders require no stop price"),
+    Rule(lambda r: r.type is OrderType.STOP and r.limit_price is not None, "stop orders require no limit price"),
+    Rule(lambda r: r.limit_price is not None and not _is_positive(r.limit_price), "limit price must be > 0"),
+    Rule(lambda r: r.stop_price is not None and not _is_positive(r.stop_price), "stop price must be > 0"),
+    Rule(
+        lambda r: not all(map(_is_in_range, (r.qty, r.limit_price, r.stop_price))),
+        "qty, limit price or stop price is out of range",
+        CODE_REQUEST,
+    ),
+)
+
+_ALPACA_RULES: Sequence[Rule] = (
+    Rule(
+        lambda r: r.extended_hours and (r.type is not OrderType.LIMIT or r.time_in_force is not TimeInForce.DAY),
+        "extended hours order must be DAY limit orders",
+    ),
+)
+
+_ALPACA_STOCK_RULES: Sequence[Rule] = (
+    *_ALPACA_RULES,
+    Rule(
+        lambda r: _is_fractional(r) and r.time_in_force is not TimeInForce.DAY,
+        "fractional orders must be DAY orders",
+    ),
+    Rule(
+        lambda r: r.qty is not None and _decimal_places(r.qty) > MAX_DECIMAL_PLACES,
+        f"qty must have no more than {MAX_DECIMAL_PLACES} decimal places",
+    ),
+    Rule(
+        lambda r: _has_bad_tick(r.limit_price),
+        "invalid limit_price {r.limit_price}. sub-penny increment does not fulfill minimum pricing criteria",
+    ),
+    Rule(
+        lambda r: _has_bad_tick(r.stop_price),
+        "invalid stop_price {r.stop_price}. sub-penny increment does not fulfill minimum pricing criteria",
+    ),
+)
+
+_ALPACA_CRYPTO_RULES: Sequence[Rule] = (
+    Rule(lambda r: r.time_in_force is TimeInForce.DAY, "invalid crypto time_in_force"),
+    Rule(
+        lambda r: r.type is OrderType.STOP,
+        "invalid order type for crypto order: expected market, limit or stop_limit",
+    ),
+    *_ALPACA_RULES,
+)
+
+
+def check_request(request: OrderRequest) -> None:
+    """Refuse what neither rule set takes."""
+    _check(request, REQUEST_RULES)
+
+
+def check_alpaca_request(request: OrderRequest) -> None:
+    """Refuse what Alpaca's rules for the asset class forbid, whatever the account holds."""
+    _check(request, _ALPACA_CRYPTO_RULES if is_crypto(request.symbol) else _ALPACA_STOCK_RULES)
+
+
+def check_order_class(order_class: str) -> None:
+    """Refuse bracket, oco, oto and mleg orders, which this version does not have."""
+    if order_class not in OFFERED_CLASSES:
+        raise RefusedError(
+            422, CODE_ORDER, f"order_class {order_class} is not offered by this exchange: expected simple"
+        )
+
+
+def check_alpaca_cost(request: OrderRequest, qty: Decimal, cost: Decimal) -> None:
+    """Refuse an order of too small a value."""
+    if is_crypto(request.symbol):
+        minimum = MIN_CRYPTO_COST
+    elif _decimal_places(qty) > 0:
+        minimum = MIN_FRACTIONAL_COST
+    else:
+        return
+    if cost < minimum:
+        raise RefusedError(403, CODE_FUNDS, f"cost basis must be >= minimal amount of order {minimum}")
+
+
+def is_whole(qty: Decimal) -> bool:
+    """Tell whether `qty` has no fraction."""
+    return _decimal_places(qty) == 0
+
+
+def build_unknown_asset(symbol: str) -> RefusedError:
+    """Build the error for a symbol the exchange does not trade."""
+    return RefusedError(422, CODE_ORDER, f'asset "{symbol}" not found')
+
+
+def build_duplicate_client_id() -> RefusedError:
+    """Build the error for a client order id that this account has used before."""
+    return RefusedError(422, CODE_REQUEST, "client_order_id must be unique")
+
+
+def build_no_buying_power(symbol: str, *, cost: Decimal, available: Decimal) -> RefusedError:
+    """Build the error for an order that costs more than may be spent."""
+    message = INSUFFICIENT_BUYING_POWER
+    if is_crypto(symbol):
+        money = symbol.partition("/")[2]
+        message = (
+            f"insufficient balance for {money} "
+            f"(requested: {encode_decimal(cost)}, available: {encode_decimal(available)})"
+        )
+    context = {"buying_power": encode_decimal(available), "cost_basis": encode_decimal(cost)}
+    return RefusedError(403, CODE_FUNDS, message, context)
+
+
+def build_no_quantity(symbol: str, *, requested: Decimal, existing: Decimal, held: Decimal) -> RefusedError:
+    """Build the error for an order that closes more than is there and not held by other orders."""
+    available = max(existing - held, Decimal(0))
+    amounts = f"(requested: {encode_decimal(requested)}, available: {encode_decimal(available)})"
+    what = f"balance for {symbol.partition('/')[0]}" if is_crypto(symbol) else "qty available for order"
+    context = {
+        "symbol": symbol,
+        "existing_qty": encode_decimal(existing),
+        "held_for_orders": encode_decimal(held),
+        "available": encode_decimal(available),
+    }
+    return RefusedError(403, CODE_FUNDS, f"insufficient {what} {amounts}", context)
+
+
+def build_no_short(side: Side, qty: Decimal) -> RefusedError:
+    """Build the error for a short sale that the asset or the account does not allow."""
+    if side is Side.SELL and not is_whole(qty):
+        return RefusedError(422, CODE_ORDER, "fractional orders cannot be sold short")
+    return RefusedError(403, CODE_FUNDS, "account is not allowed to short")
+
+
+def build_order_not_found(order_id: str) -> RefusedError:
+    """Build the error for an order id that this account does not have."""
+    return RefusedError(404, CODE_NOT_FOUND, f"order not found for {order_id}")
+
+
+def build_order_closed(status: str) -> RefusedError:
+    """Build the error for the cancel of an order that is at its end."""
+    return RefusedError(422, CODE_ORDER, f'order is already in "{status}" state')
+
+
+def build_order_not_checked(status: str) -> RefusedError:
+    """Build the error for the cancel of an order that waits for its funds check at the next bar."""
+    return RefusedError(422, CODE_ORDER, f'order is in "{status}" state and cannot be canceled before the next bar')
+
+
+def build_position_not_found(symbol: str) -> RefusedError:
+    """Build the error for a position that this account does not have."""
+    return RefusedError(404, CODE_NOT_FOUND, f"position not found: {symbol.replace('/', '')}")
+
+
+def _check(request: OrderRequest, rules: Sequence[Rule]) -> None:
+    for rule in rules:
+        if rule.is_broken(request):
+            raise RefusedError(rule.http_status, rule.code, rule.message.format(r=request))
