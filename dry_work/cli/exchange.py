@@ -1,0 +1,205 @@
+"""`dry-work exchange`: the simulated exchange as a process of its own."""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dry_work.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dry_work.cli.signals import StopWaiter
+    from dry_work.exchange.server import ExchangeServer
+    from dry_work.feeds.recorded import Recording
+
+_DEFAULT_SYMBOLS = ("AAPL", "MSFT", "SPY", "BTC/USD", "ETH/USD")
+_PROGRESS_S = 5.0
+_LOOK_S = 0.5
+
+
+@click.command("exchange")
+@click.option(
+    "--data",
+    "data",
+    multiple=True,
+    metavar="PATH",
+    help="Recorded bars: a file, a folder or a glob. May be repeated. Default: a synthetic day.",
+)
+@click.option(
+    "--symbols",
+    "symbols_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Symbols to trade, one a line. Default: all of the data; without data ./symbols.txt.",
+)
+@click.option(
+    "--speed",
+    default="60",
+    show_default=True,
+    metavar="X|max",
+    help="Data seconds a second; max is lock-step with the consumers.",
+)
+@click.option(
+    "--rules",
+    type=click.Choice(["alpaca", "backtrader"]),
+    default="alpaca",
+    show_default=True,
+    help="Order rules: Alpaca's, or those of Backtrader's own broker.",
+)
+@click.option(
+    "--consumers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Consumers to wait for before the market starts. Default: 1 with speed max, otherwise 0.",
+)
+@click.option("--cash", default="100000", show_default=True, metavar="AMOUNT", help="Cash of a new account.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8090,
+    show_default=True,
+    help="Port for HTTP and WebSocket; 0 takes any free one.",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="ID:SECRET",
+    help="Credentials to admit, each with its own account. May be repeated. Default: any.",
+)
+@click.pass_context
+def command(
+    context: click.Context,
+    *,
+    data: tuple[str, ...],
+    symbols_file: Path | None,
+    speed: str,
+    rules: str,
+    consumers: int | None,
+    cash: str,
+    host: str,
+    port: int,
+    keys: tuple[str, ...],
+) -> None:
+    """Run the simulated exchange: Alpaca's trading API, trade updates and market data on recorded or synthetic prices.
+
+    Example:
+
+        dry-work exchange --speed 60 --port 8090
+    """
+    from dry_work.cli.signals import StopWaiter
+    from dry_work.exchange.server import ExchangeServer
+    from dry_work.observability.logging import set_up_logging
+
+    set_up_logging()
+    data_speed = _parse_speed(speed)
+    amount = _parse_cash(cash)
+    secrets = _parse_keys(keys)
+    recording = _open_recording(data, symbols_file)
+    with StopWaiter() as waiter:
+        server = ExchangeServer(
+            recording,
+            rules="backtrader" if rules == "backtrader" else "alpaca",
+            speed=data_speed,
+            consumers=consumers,
+            cash=amount,
+            host=host,
+            port=port,
+            keys=secrets,
+            on_failure=waiter.fail,
+        )
+        server.start()
+        try:
+            urls = f"ALPACA_URL={server.url} ALPACA_DATA_URL={server.url} ALPACA_STREAM_URL={server.stream_url}"
+            click.echo(f"export {urls}")
+            for line in recording.describe_repairs():
+                click.echo(f"data: {line}")
+            if secrets is None:
+                click.echo("any credentials are admitted; --key ID:SECRET admits only those named")
+            code = _show_progress(server, waiter)
+        finally:
+            server.stop()
+    facts = server.describe()
+    click.echo(
+        f"stopped after slice {facts['slice']} of {facts['slices']} ({facts['state']}), exchange time {facts['time']}: "
+        f"{facts['orders']} order requests, {facts['fills']} fills"
+    )
+    for error in waiter.errors:
+        click.echo(f"the exchange failed: {error!r}", err=True)
+    context.exit(code)
+
+
+def _show_progress(server: ExchangeServer, waiter: StopWaiter) -> int:
+    """Print a line when the market's state changes, and every few seconds while it moves; return the exit code."""
+    shown = ("", 0)
+    shown_s = 0.0
+    while True:
+        facts = server.describe()
+        now = (facts["state"], facts["slice"])
+        if now[0] != shown[0] or (now != shown and time.monotonic() - shown_s >= _PROGRESS_S):
+            shown, shown_s = now, time.monotonic()
+            click.echo(_describe_progress(facts))
+        code = waiter.wait(_LOOK_S)
+        if code is not None:
+            return code
+
+
+def _describe_progress(facts: dict[str, object]) -> str:
+    if facts["state"] == "waiting":
+        consumers = f"{facts['registered']} of {facts['expected']} consumers registered"
+        return (
+            f"market waits after slice {facts['slice']} of {facts['slices']} for consumers and subscribers: {consumers}"
+        )
+    where = f"slice {facts['slice']} of {facts['slices']}, exchange time {facts['time']}"
+    return f"market {facts['state']}: {where}, {facts['fills']} fills"
+
+
+def _open_recording(data: tuple[str, ...], symbols_file: Path | None) -> Recording:
+    from dry_work.exchange.synthetic import synthetic_day
+    from dry_work.feeds.recorded import read_bars
+    from dry_work.market.symbols import read_symbols
+
+    symbols = None if symbols_file is None else read_symbols(symbols_file)
+    if data:
+        return read_bars(data, symbols)
+    if symbols is None:
+        default = Path("symbols.txt")
+        symbols = read_symbols(default) if default.exists() else list(_DEFAULT_SYMBOLS)
+    return synthetic_day(symbols)
+
+
+def _parse_speed(text: str) -> float | None:
+    if text.lower() == "max":
+        return None
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise ConfigError(f"--speed {text} is not usable: expected a number above 0, or max")
+    return speed
+
+
+def _parse_cash(text: str) -> Decimal:
+    try:
+        cash = Decimal(text)
+    except InvalidOperation:
+        cash = Decimal(0)
+    if not cash.is_finite() or cash <= 0:
+        raise ConfigError(f"--cash {text} is not usable: expected an amount above 0")
+    return cash
+
+
+def _parse_keys(texts: tuple[str, ...]) -> dict[str, str] | None:
+    keys = {}
+    for text in texts:
+        key_id, separator, secret = text.partition(":")
+        if not separator or not key_id or not secret:
+            raise ConfigError("a --key is not usable: expected ID:SECRET, both not empty")
+        keys[key_id] = secret
+    return keys or None

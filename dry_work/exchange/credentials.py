@@ -1,0 +1,72 @@
+"""Who may use the exchange, and when each key was heard of last. Event-loop only."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from dry_work.clock import Clock
+
+KEY_HEADER = "APCA-API-KEY-ID"
+SECRET_HEADER = "APCA-API-SECRET-KEY"  # noqa: S105 - the name of a header
+
+
+class Credentials:
+    """Checks key and secret; every key has an account of its own.
+
+    Args:
+        keys: secret by key id; None admits any pair that is not empty.
+        open_account: called once for each key id, before its first use.
+    """
+
+    def __init__(self, keys: Mapping[str, str] | None, *, open_account: Callable[[str], None], clock: Clock) -> None:
+        self._keys = None if keys is None else dict(keys)
+        self._open_account = open_account
+        self._clock = clock
+        self._opened: set[str] = set()
+        self._seen_s: dict[str, float] = {}
+        self._streams: Counter[str] = Counter()
+
+    def admit(self, key_id: object, secret: object) -> bool:
+        """Tell whether key and secret are good; opens the key's account at its first use."""
+        if not isinstance(key_id, str) or not isinstance(secret, str) or not key_id or not secret:
+            return False
+        if self._keys is not None:
+            known = self._keys.get(key_id, "")
+            if not known or not hmac.compare_digest(known.encode(), secret.encode()):
+                return False
+        if key_id not in self._opened:
+            self._open_account(key_id)
+            self._opened.add(key_id)
+        self._seen_s[key_id] = self._clock.monotonic()
+        return True
+
+    def admit_headers(self, headers: Mapping[str, str]) -> str | None:
+        """Return the key id of good credentials in the headers: Alpaca's own pair, or HTTP Basic."""
+        key_id, secret = headers.get(KEY_HEADER), headers.get(SECRET_HEADER)
+        scheme, _, encoded = headers.get("Authorization", "").partition(" ")
+        if key_id is None and scheme.lower() == "basic":
+            try:
+                key_id, _, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
+            except ValueError:
+                return None
+        return key_id if self.admit(key_id, secret) else None
+
+    @contextmanager
+    def hold_stream(self, key_id: str) -> Iterator[None]:
+        """Count a trade stream of the key as open."""
+        self._streams[key_id] += 1
+        try:
+            yield
+        finally:
+            self._streams[key_id] -= 1
+            self._seen_s[key_id] = self._clock.monotonic()
+
+    def silent_s(self, key_id: str) -> float:
+        """Return the seconds since the key was heard of; 0 while it has a trade stream open."""
+        if self._streams[key_id]:
+            return 0.0
+        return self._clock.monotonic() - self._seen_s.get(key_id, 0.0)

@@ -1,0 +1,274 @@
+"""The market-data WebSocket: sessions in Alpaca's dialect, stocks and crypto. Event-loop only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from dry_work.errors import CodecError
+from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.market import OpenSlice
+from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession
+from dry_work.market.messages import Bar
+from dry_work.market.symbols import is_crypto, is_symbol
+from dry_work.wire.alpaca_stream import (
+    CRYPTO_CHANNELS,
+    IMPLIED_CHANNELS,
+    STOCK_CHANNELS,
+    WATERMARKS,
+    StreamCodec,
+    StreamWatermark,
+    encode_bar_item,
+    encode_error_item,
+    encode_item,
+    encode_subscription_item,
+    encode_success_item,
+    encode_watermark_item,
+    join_items,
+    parse_message,
+)
+
+_log = structlog.get_logger(__name__)
+
+STOCK_FEEDS = ("iex", "sip", "delayed_sip", "test")
+CRYPTO_FEEDS = ("us", "us-1", "eu-1")
+ALL = "*"
+_CHANNELS = frozenset((*STOCK_CHANNELS, *CRYPTO_CHANNELS, *IMPLIED_CHANNELS, WATERMARKS, "news", "imbalances"))
+_CLOSING_CODES = frozenset((402, 404, 406, 409, 500))  # Alpaca closes after these
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamLimits:
+    """What a plan of Alpaca's limits; None is without limit."""
+
+    auth_timeout_s: float = 10.0  # time for a client to authenticate
+    queue_bytes: int = QUEUE_LIMIT_BYTES  # unread by the client, then it is disconnected
+    connections: int | None = None  # sessions of a key on an endpoint
+    symbols: int | None = None  # symbols of a session on trades and quotes
+    feeds: frozenset[str] | None = None  # feeds that may be used: iex, sip, ..., us
+
+
+class _StreamError(Exception):
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+@dataclass(eq=False)
+class _DataSession:
+    feed: str
+    path: str
+    codec: StreamCodec
+    out: SocketSession
+    key_id: str | None = None  # None: not authenticated
+    takes_watermarks: bool = False
+    channels: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def is_crypto(self) -> bool:
+        return self.feed in CRYPTO_FEEDS
+
+    def send_item(self, item: Mapping[str, Any]) -> None:
+        for frame in join_items([encode_item(item, self.codec)], self.codec):
+            self.out.send(frame)
+
+    def wants(self, bar: Bar) -> bool:
+        symbols = self.channels["bars"]
+        return is_crypto(bar.symbol) == self.is_crypto and (bar.symbol in symbols or ALL in symbols)
+
+
+class DataSockets:
+    """All market-data sessions.
+
+    Args:
+        open_slice: the slice that is published and not yet done, None when there is none.
+        on_change: called when a subscription or a session has come or gone.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        limits: StreamLimits,
+        open_slice: Callable[[], OpenSlice | None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._credentials = credentials
+        self._limits = limits
+        self._open_slice = open_slice
+        self._on_change = on_change
+        self._sessions: set[_DataSession] = set()
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Serve the endpoints of all feeds."""
+        for feed in STOCK_FEEDS:
+            router.add_get(f"/v2/{feed}", self._handle)
+        for feed in CRYPTO_FEEDS:
+            router.add_get(f"/v1beta3/crypto/{feed}", self._handle)
+
+    def publish(self, current: OpenSlice) -> None:
+        """Send a slice to every session: its bars in one array, and the watermark to those that take it."""
+        encoded: dict[tuple[StreamCodec, int], bytes] = {}
+        for session in list(self._sessions):
+            self._send_slice(session, current, encoded)
+
+    def repeat(self, current: OpenSlice) -> None:
+        """Send a slice again to the sessions that take watermarks."""
+        for session in list(self._sessions):
+            if session.takes_watermarks:
+                self._send_slice(session, current, {})
+
+    def covers(self, symbols: frozenset[str]) -> bool:
+        """Tell whether each of these symbols has a session that takes its bars and watermarks."""
+        missing = set(symbols)
+        for session in self._sessions:
+            if not missing:
+                break
+            if session.takes_watermarks and not session.out.is_closing:
+                bars = session.channels["bars"]
+                missing -= {s for s in missing if is_crypto(s) == session.is_crypto} if ALL in bars else bars
+        return not missing
+
+    def close(self) -> None:
+        """Begin to close all sessions."""
+        for session in list(self._sessions):
+            session.out.finish(code=WSCloseCode.GOING_AWAY)
+
+    async def _handle(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(compress=False, timeout=CLOSE_TIMEOUT_S / 2)
+        await socket.prepare(request)
+        binary = request.content_type == StreamCodec.MSGPACK.value
+        codec = StreamCodec.MSGPACK if binary else StreamCodec.JSON
+        slow = next(join_items([encode_item(encode_error_item(407), codec)], codec))
+        out = SocketSession(request, socket, slow_frame=slow, limit_bytes=self._limits.queue_bytes)
+        session = _DataSession(request.path.rpartition("/")[2], request.path, codec, out)
+        channels = CRYPTO_CHANNELS if session.is_crypto else (*STOCK_CHANNELS, *IMPLIED_CHANNELS)
+        session.channels = {name: set() for name in channels}
+        self._sessions.add(session)
+        writer = asyncio.create_task(out.write(), name=f"data session {request.path}")
+        try:
+            session.send_item(encode_success_item("connected", watermarks=True))
+            if key_id := self._credentials.admit_headers(request.headers):
+                try:
+                    self._authenticate(session, key_id)
+                except _StreamError as error:
+                    self._refuse(session, error.code)
+            await self._read(session, socket)
+        finally:
+            self._sessions.discard(session)
+            out.finish()
+            self._on_change()
+            await writer
+        return socket
+
+    async def _read(self, session: _DataSession, socket: web.WebSocketResponse) -> None:
+        deadline_s = asyncio.get_running_loop().time() + self._limits.auth_timeout_s
+        while True:
+            wait_s = None
+            if session.key_id is None and not session.out.is_closing:
+                wait_s = max(deadline_s - asyncio.get_running_loop().time(), 0.001)
+            try:
+                frame = await socket.receive(wait_s)
+            except TimeoutError:
+                self._refuse(session, 404)
+                continue
+            if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return
+            if session.out.is_closing:
+                continue
+            try:
+                self._take(session, parse_message(frame.data))
+            except CodecError:
+                self._refuse(session, 400)
+            except _StreamError as error:
+                self._refuse(session, error.code)
+
+    def _refuse(self, session: _DataSession, code: int) -> None:
+        session.send_item(encode_error_item(code))
+        if code in _CLOSING_CODES:
+            session.out.finish(code=WSCloseCode.POLICY_VIOLATION)
+
+    def _take(self, session: _DataSession, message: dict[str, Any]) -> None:
+        action = message.pop("action")
+        if action == "auth":
+            if session.key_id is not None:
+                raise _StreamError(403)
+            key_id = message.get("key")
+            if not self._credentials.admit(key_id, message.get("secret")):
+                raise _StreamError(402)
+            self._authenticate(session, str(key_id))
+            return
+        if action not in ("subscribe", "unsubscribe"):
+            raise _StreamError(400)
+        if session.key_id is None:
+            raise _StreamError(401)
+        self._subscribe(session, message, adds=action == "subscribe")
+
+    def _authenticate(self, session: _DataSession, key_id: str) -> None:
+        limits = self._limits
+        if limits.feeds is not None and session.feed not in limits.feeds:
+            raise _StreamError(409)
+        others = sum(other.key_id == key_id and other.path == session.path for other in self._sessions)
+        if limits.connections is not None and others >= limits.connections:
+            raise _StreamError(406)
+        session.key_id = key_id
+        session.send_item(encode_success_item("authenticated"))
+
+    def _subscribe(self, session: _DataSession, message: Mapping[str, Any], *, adds: bool) -> None:
+        asked = {name: _parse_symbols(session, name, value) for name, value in message.items()}
+        takes_watermarks = session.takes_watermarks
+        if asked.pop(WATERMARKS, None):
+            takes_watermarks = adds
+        channels = {name: set(symbols) for name, symbols in session.channels.items()}
+        for name, symbols in asked.items():
+            channels[name] = channels[name] | symbols if adds else channels[name] - symbols
+        for name in IMPLIED_CHANNELS:
+            if name in channels:
+                channels[name] = set(channels["trades"])
+        limit = self._limits.symbols
+        if adds and limit is not None and len(channels["trades"] | channels["quotes"]) > limit:
+            raise _StreamError(405)
+        session.channels = channels
+        session.takes_watermarks = takes_watermarks
+        state: dict[str, set[str]] = {**channels, WATERMARKS: {ALL}} if takes_watermarks else channels
+        session.send_item(encode_subscription_item(state))
+        current = self._open_slice()
+        if adds and takes_watermarks and current is not None:
+            self._send_slice(session, current, {})
+        self._on_change()
+
+    def _send_slice(
+        self, session: _DataSession, current: OpenSlice, encoded: dict[tuple[StreamCodec, int], bytes]
+    ) -> None:
+        codec = session.codec
+        items: list[bytes] = []
+        for index, bar in enumerate(current.bars):
+            if not session.wants(bar):
+                continue
+            item = encoded.get((codec, index))
+            if item is None:
+                item = encoded[codec, index] = encode_item(encode_bar_item(bar), codec)
+            items.append(item)
+        for frame in join_items(items, codec):
+            session.out.send(frame)
+        if session.takes_watermarks:
+            mark = StreamWatermark(
+                slice=current.number, end_ns=current.end_ns, event_id=current.event_id, last=current.last
+            )
+            session.send_item(encode_watermark_item(mark))
+
+
+def _parse_symbols(session: _DataSession, name: str, value: object) -> set[str]:
+    if name not in session.channels and name != WATERMARKS:
+        raise _StreamError(410 if name in _CHANNELS else 400)
+    if not isinstance(value, list) or not all(isinstance(symbol, str) for symbol in value):
+        raise _StreamError(400)
+    symbols = set(value)
+    for symbol in symbols - {ALL}:
+        if name == WATERMARKS or not is_symbol(symbol) or is_crypto(symbol) != session.is_crypto:
+            raise _StreamError(400)
+    return symbols

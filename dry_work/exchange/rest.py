@@ -1,0 +1,400 @@
+"""Alpaca's trading API over HTTP. Event-loop only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from aiohttp import web
+from msgspec.structs import replace
+
+from dry_work.clock import DAY_NS, SECOND_NS
+from dry_work.errors import CodecError
+from dry_work.exchange.answers import (
+    build_answer,
+    query_limit,
+    query_symbols,
+    query_time,
+    query_word,
+    read_object,
+)
+from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.order_rules import RefusedError
+from dry_work.exchange.venue import Venue
+from dry_work.market.calendar import SessionCalendar
+from dry_work.market.symbols import SymbolSpelling, is_crypto
+from dry_work.orders.model import TERMINAL, TradeEvent, VenueOrder, VenuePosition
+from dry_work.wire.alpaca_rest import (
+    CODE_NOT_FOUND,
+    CODE_REQUEST,
+    CODE_UNAUTHORIZED,
+    CODE_VALIDATION,
+    asset_class,
+    asset_id,
+    encode_account,
+    encode_decimal,
+    encode_error,
+    encode_order,
+    encode_position,
+    parse_decimal,
+    parse_order_request,
+)
+from dry_work.wire.pubsub import encode_time
+
+_NEW_YORK = ZoneInfo("America/New_York")
+_CONFIGURATION = {
+    "fractional_trading": True,
+    "max_margin_multiplier": "2",
+    "no_shorting": False,
+    "suspend_trade": False,
+    "trade_confirm_email": "none",
+    "ptp_no_exception_entry": False,
+    "max_options_trading_level": None,
+    "disable_overnight_trading": False,
+}
+_CLOSED = frozenset(status.value for status in TERMINAL)
+
+
+class TradingApi:
+    """Answers the trading API from the venue.
+
+    Args:
+        fills: the fill events of a key so far, oldest first.
+        opened_ns: when the accounts were made, in the exchange's time.
+        count_order: called with the key of each order request once it is carried out.
+    """
+
+    def __init__(
+        self,
+        venue: Venue,
+        *,
+        credentials: Credentials,
+        calendar: SessionCalendar,
+        fills: Callable[[str], list[TradeEvent]],
+        opened_ns: int,
+        count_order: Callable[[str], None],
+    ) -> None:
+        self._venue = venue
+        self._credentials = credentials
+        self._calendar = calendar
+        self._fills = fills
+        self._opened_ns = opened_ns
+        self._count_order = count_order
+        self._spelling = SymbolSpelling(venue.assets)
+        self._by_asset_id = {asset_id(symbol): symbol for symbol in venue.assets}
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Serve `/v2/...`."""
+        router.add_get("/v2/account", self._get_account)
+        router.add_get("/v2/account/configurations", self._get_configuration)
+        router.add_get("/v2/account/activities/FILL", self._get_fills)
+        router.add_get("/v2/clock", self._get_clock)
+        router.add_get("/v2/calendar", self._get_calendar)
+        router.add_get("/v2/assets", self._get_assets)
+        router.add_get("/v2/assets/{symbol:.+}", self._get_asset)
+        router.add_post("/v2/orders", self._post_order)
+        router.add_get("/v2/orders", self._get_orders)
+        router.add_delete("/v2/orders", self._delete_orders)
+        router.add_get("/v2/orders:by_client_order_id", self._get_order_by_client_id)
+        router.add_get("/v2/orders/{order_id}", self._get_order)
+        router.add_delete("/v2/orders/{order_id}", self._delete_order)
+        router.add_get("/v2/positions", self._get_positions)
+        router.add_delete("/v2/positions", self._delete_positions)
+        router.add_get("/v2/positions/{symbol}", self._get_position)
+        router.add_delete("/v2/positions/{symbol}", self._delete_position)
+
+    def canonical_symbol(self, text: str) -> str:
+        """Return the symbol that a spelling, with or without slash, or an asset's id names."""
+        return self._by_asset_id.get(text.lower()) or self._spelling.canonical(text)
+
+    def _authorize(self, request: web.Request) -> str:
+        key_id = self._credentials.admit_headers(request.headers)
+        if key_id is None:
+            raise RefusedError(401, CODE_UNAUTHORIZED, "request is not authorized")
+        return key_id
+
+    # Account
+
+    async def _get_account(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        values = [position.qty * self._price(position) for position in self._venue.positions(key_id)]
+        return build_answer(
+            encode_account(
+                self._venue.account(key_id),
+                created_ns=self._opened_ns,
+                long_market_value=sum((value for value in values if value > 0), Decimal(0)),
+                short_market_value=sum((value for value in values if value < 0), Decimal(0)),
+                multiplier=self._venue.multiplier(key_id),
+                non_marginable_buying_power=self._venue.non_marginable_buying_power(key_id),
+            )
+        )
+
+    async def _get_configuration(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        return build_answer(_CONFIGURATION)
+
+    async def _get_fills(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        newest_first = query_word(request, "direction", ("desc", "asc"), code=CODE_REQUEST) == "desc"
+        size = query_limit(request, "page_size", default=100, largest=100, code=CODE_REQUEST)
+        after_ns = query_time(request, "after", code=CODE_REQUEST)
+        until_ns = query_time(request, "until", code=CODE_REQUEST)
+        date_ns = query_time(request, "date", code=CODE_REQUEST)
+        if date_ns is not None:
+            after_ns, until_ns = date_ns - 1, date_ns + DAY_NS
+        account_id = self._venue.account(key_id).id
+        rows = [
+            _describe_fill(event, account_id)
+            for event in self._fills(key_id)
+            if (after_ns is None or event.ts_event_ns > after_ns) and (until_ns is None or event.ts_event_ns < until_ns)
+        ]
+        if newest_first:
+            rows.reverse()
+        token = request.query.get("page_token")
+        if token:
+            ids = [row["id"] for row in rows]
+            rows = rows[ids.index(token) + 1 :] if token in ids else []
+        return build_answer(rows[:size])
+
+    # Clock, calendar, assets
+
+    async def _get_clock(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        now_ns, calendar = self._venue.now_ns, self._calendar
+        return build_answer(
+            {
+                "timestamp": _format_new_york(now_ns),
+                "is_open": calendar.is_open(now_ns),
+                "next_open": _format_new_york(calendar.next_open_ns(now_ns)),
+                "next_close": _format_new_york(calendar.next_close_ns(now_ns)),
+            }
+        )
+
+    async def _get_calendar(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        first, last = self._calendar.first, self._calendar.last
+        start = max(_query_date(request, "start", first), first)
+        end = min(_query_date(request, "end", last), last)
+        if start > end:
+            return build_answer([])
+        sessions = self._calendar.sessions(start, end)
+        return build_answer(
+            [
+                {
+                    "date": session.date.isoformat(),
+                    "open": _new_york(session.open_ns).strftime("%H:%M"),
+                    "close": _new_york(session.close_ns).strftime("%H:%M"),
+                    "session_open": _new_york(session.pre_open_ns).strftime("%H%M"),
+                    "session_close": _new_york(session.post_close_ns).strftime("%H%M"),
+                }
+                for session in sessions
+            ]
+        )
+
+    async def _get_assets(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        status = request.query.get("status", "active")
+        wanted = request.query.get("asset_class", "")
+        symbols = self._venue.assets if status == "active" else ()
+        return build_answer([_describe_asset(symbol) for symbol in symbols if wanted in ("", asset_class(symbol))])
+
+    async def _get_asset(self, request: web.Request) -> web.Response:
+        self._authorize(request)
+        text = request.match_info["symbol"]
+        symbol = self.canonical_symbol(text)
+        if symbol not in self._venue.assets:
+            raise RefusedError(404, CODE_NOT_FOUND, f"asset not found for {text}")
+        return build_answer(_describe_asset(symbol))
+
+    # Orders
+
+    async def _post_order(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        await request.read()  # a request counts once it is here as a whole, whatever it says
+        try:
+            order_request = parse_order_request(await read_object(request))
+            symbol = self.canonical_symbol(order_request.symbol)
+            return build_answer(encode_order(self._venue.submit(key_id, replace(order_request, symbol=symbol))))
+        finally:
+            self._count_order(key_id)
+
+    async def _get_orders(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        status = query_word(request, "status", ("open", "closed", "all"), code=CODE_REQUEST)
+        limit = query_limit(request, "limit", default=50, largest=500, code=CODE_REQUEST)
+        newest_first = query_word(request, "direction", ("desc", "asc"), code=CODE_REQUEST) == "desc"
+        side = query_word(request, "side", ("", "buy", "sell"), code=CODE_REQUEST)
+        after_ns = query_time(request, "after", code=CODE_REQUEST)
+        until_ns = query_time(request, "until", code=CODE_REQUEST)
+        symbols = {self.canonical_symbol(symbol) for symbol in query_symbols(request)}
+        found = [
+            order
+            for order in self._venue.orders(key_id)
+            if (status == "all" or (order.status in _CLOSED) == (status == "closed"))
+            and (after_ns is None or order.submitted_ns > after_ns)
+            and (until_ns is None or order.submitted_ns < until_ns)
+            and (not symbols or order.symbol in symbols)
+            and (not side or order.side == side)
+        ]
+        if newest_first:
+            found.reverse()
+        return build_answer([encode_order(order) for order in found[:limit]])
+
+    async def _get_order(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        order_id = request.match_info["order_id"]
+        return _answer_order(self._venue.order(key_id, order_id.lower()), order_id)
+
+    async def _get_order_by_client_id(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        client_order_id = request.query.get("client_order_id", "")
+        return _answer_order(self._venue.order_by_client_id(key_id, client_order_id), client_order_id)
+
+    async def _delete_order(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        self._venue.cancel(key_id, request.match_info["order_id"].lower())
+        return web.Response(status=204)
+
+    async def _delete_orders(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        return build_answer(self._cancel_all(key_id), status=207)
+
+    def _cancel_all(self, key_id: str) -> list[dict[str, Any]]:
+        return [
+            {"id": order_id, "status": status} if body is None else {"id": order_id, "status": status, "body": body}
+            for order_id, status, body in self._venue.cancel_all(key_id)
+        ]
+
+    # Positions
+
+    async def _get_positions(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        positions = self._venue.positions(key_id)
+        return build_answer([self._describe_position(key_id, position) for position in positions])
+
+    async def _get_position(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        text = request.match_info["symbol"]
+        symbol = self.canonical_symbol(text)
+        for position in self._venue.positions(key_id):
+            if position.symbol == symbol:
+                return build_answer(self._describe_position(key_id, position))
+        raise RefusedError(404, CODE_NOT_FOUND, f"position not found: {text}")
+
+    async def _delete_position(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        symbol = self.canonical_symbol(request.match_info["symbol"])
+        amounts = [_query_amount(request, name) for name in ("qty", "percentage")]
+        order = self._venue.close_position(key_id, symbol, qty=amounts[0], percentage=amounts[1])
+        return build_answer(encode_order(order))
+
+    async def _delete_positions(self, request: web.Request) -> web.Response:
+        key_id = self._authorize(request)
+        if request.query.get("cancel_orders", "").lower() == "true":
+            self._cancel_all(key_id)
+        rows = []
+        for position in self._venue.positions(key_id):
+            try:
+                status, body = 200, encode_order(self._venue.close_position(key_id, position.symbol))
+            except RefusedError as error:
+                status, body = error.http_status, encode_error(error.code, error.message, error.context)
+            rows.append({"symbol": position.symbol.replace("/", ""), "status": status, "body": body})
+        return build_answer(rows, status=207)
+
+    def _price(self, position: VenuePosition) -> Decimal:
+        price = self._venue.last_price(position.symbol)
+        return position.avg_entry_price if price is None else price
+
+    def _describe_position(self, key_id: str, position: VenuePosition) -> dict[str, Any]:
+        held = self._venue.held_qty(key_id, position.symbol)
+        available = position.qty + held if position.qty < 0 else position.qty - held
+        return encode_position(position, current_price=self._price(position), qty_available=available)
+
+
+def _answer_order(order: VenueOrder | None, asked: str) -> web.Response:
+    if order is None:
+        raise RefusedError(404, CODE_NOT_FOUND, f"order not found for {asked}")
+    return build_answer(encode_order(order))
+
+
+def _describe_asset(symbol: str) -> dict[str, Any]:
+    crypto = is_crypto(symbol)
+    asset: dict[str, Any] = {
+        "id": asset_id(symbol),
+        "class": asset_class(symbol),
+        "exchange": "CRYPTO" if crypto else "NASDAQ",
+        "symbol": symbol,
+        "name": symbol,
+        "status": "active",
+        "tradable": True,
+        "marginable": not crypto,
+        "maintenance_margin_requirement": 100 if crypto else 30,
+        "margin_requirement_long": "100" if crypto else "30",
+        "margin_requirement_short": "100" if crypto else "30",
+        "shortable": not crypto,
+        "easy_to_borrow": not crypto,
+        "fractionable": True,
+        "attributes": [],
+    }
+    if crypto:
+        asset |= {
+            "min_order_size": "0.000000001",
+            "min_trade_increment": "0.000000001",
+            "price_increment": "0.000000001",
+        }
+    else:
+        asset["borrow_status"] = "easy_to_borrow"
+    return asset
+
+
+def _describe_fill(event: TradeEvent, account_id: str) -> dict[str, Any]:
+    order = event.order
+    time = encode_time(event.ts_event_ns)
+    stamp = datetime.fromtimestamp(event.ts_event_ns // SECOND_NS, _NEW_YORK).strftime("%Y%m%d%H%M%S")
+    leaves = Decimal(0) if order.qty is None else order.qty - order.filled_qty
+    return {
+        "id": f"{stamp}{event.ts_event_ns // 1_000_000 % 1000:03d}::{event.execution_id}",
+        "account_id": account_id,
+        "activity_type": "FILL",
+        "transaction_time": time,
+        "type": event.event,
+        "price": encode_decimal(event.price or Decimal(0)),
+        "qty": encode_decimal(event.qty or Decimal(0)),
+        "side": order.side.value,
+        "symbol": order.symbol,
+        "leaves_qty": encode_decimal(leaves),
+        "order_id": order.id,
+        "cum_qty": encode_decimal(order.filled_qty),
+        "order_status": str(order.status),
+    }
+
+
+def _new_york(time_ns: int) -> datetime:
+    return datetime.fromtimestamp(time_ns // SECOND_NS, _NEW_YORK)
+
+
+def _format_new_york(time_ns: int) -> str:
+    return _new_york(time_ns).isoformat()
+
+
+def _query_date(request: web.Request, name: str, default: date) -> date:
+    text = request.query.get(name)
+    if not text:
+        return default
+    try:
+        return date.fromisoformat(text[:10])
+    except ValueError:
+        raise RefusedError(422, CODE_REQUEST, f"invalid {name}: {text[:40]}") from None
+
+
+def _query_amount(request: web.Request, name: str) -> Decimal | None:
+    try:
+        amount = parse_decimal(request.query.get(name))
+    except CodecError:
+        amount = Decimal(0)
+    if amount is not None and amount <= 0:
+        raise RefusedError(422, CODE_VALIDATION, f"{name} must be a number > 0")
+    return amount

@@ -1,0 +1,140 @@
+"""The trade_updates WebSocket, `/stream`. Event-loop only.
+
+Answers and updates are JSON in binary frames, as Alpaca's paper API sends them. Events are never left out: a client
+that does not read is disconnected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from dry_work.errors import CodecError
+from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession
+from dry_work.orders.model import TradeEvent
+from dry_work.wire.alpaca_rest import encode_trade_event
+from dry_work.wire.alpaca_stream import parse_message
+
+TRADE_UPDATES = "trade_updates"
+
+
+@dataclass(eq=False)
+class _TradeSession:
+    out: SocketSession
+    held: ExitStack  # counts the stream as open, once authenticated
+    key_id: str | None = None  # None: not authenticated
+    listens: bool = False
+
+
+class TradeSocket:
+    """All trade_updates sessions; every key sees the events of its own account.
+
+    Args:
+        auth_timeout_s: time for a client to authenticate.
+        queue_bytes: unread by the client, then it is disconnected.
+    """
+
+    def __init__(
+        self, credentials: Credentials, *, auth_timeout_s: float = 10.0, queue_bytes: int = QUEUE_LIMIT_BYTES
+    ) -> None:
+        self._credentials = credentials
+        self._auth_timeout_s = auth_timeout_s
+        self._queue_bytes = queue_bytes
+        self._sessions: set[_TradeSession] = set()
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Serve `/stream`."""
+        router.add_get("/stream", self._handle)
+
+    def emit(self, key_id: str, event: TradeEvent) -> None:
+        """Send an event to the sessions of the key that listen."""
+        frame: bytes | None = None
+        for session in list(self._sessions):
+            if session.listens and session.key_id == key_id:
+                frame = frame or orjson.dumps({"stream": TRADE_UPDATES, "data": encode_trade_event(event)})
+                session.out.send(frame)
+
+    def close(self) -> None:
+        """Begin to close all sessions."""
+        for session in list(self._sessions):
+            session.out.finish(code=WSCloseCode.GOING_AWAY)
+
+    async def _handle(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(compress=False, timeout=CLOSE_TIMEOUT_S / 2)
+        await socket.prepare(request)
+        out = SocketSession(request, socket, slow_frame=_error_frame("slow client"), limit_bytes=self._queue_bytes)
+        writer = asyncio.create_task(out.write(), name="trade session")
+        with ExitStack() as held:
+            session = _TradeSession(out, held)
+            self._sessions.add(session)
+            try:
+                await self._read(session, socket)
+            finally:
+                self._sessions.discard(session)
+                out.finish()
+                await writer
+        return socket
+
+    async def _read(self, session: _TradeSession, socket: web.WebSocketResponse) -> None:
+        deadline_s = asyncio.get_running_loop().time() + self._auth_timeout_s
+        while True:
+            wait_s = None
+            if session.key_id is None and not session.out.is_closing:
+                wait_s = max(deadline_s - asyncio.get_running_loop().time(), 0.001)
+            try:
+                frame = await socket.receive(wait_s)
+            except TimeoutError:
+                session.out.finish(_error_frame("auth timeout"), code=WSCloseCode.POLICY_VIOLATION)
+                continue
+            if frame.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return
+            if session.out.is_closing:
+                continue
+            try:
+                self._take(session, parse_message(frame.data))
+            except CodecError:
+                session.out.finish(_error_frame("invalid syntax"), code=WSCloseCode.POLICY_VIOLATION)
+
+    def _take(self, session: _TradeSession, message: dict[str, Any]) -> None:
+        action = message["action"]
+        data = message.get("data")
+        fields = data if isinstance(data, dict) else {}
+        if action == "authenticate":
+            self._authenticate(session, fields.get("key_id"), fields.get("secret_key"))
+        elif action == "auth":
+            self._authenticate(session, message.get("key"), message.get("secret"))
+        elif action != "listen":
+            raise CodecError("unknown action")
+        elif session.key_id is None:
+            session.out.send(_authorization_frame("unauthorized", "listen"))
+        else:
+            streams = fields.get("streams")
+            if not isinstance(streams, list):
+                raise CodecError("streams is no list")
+            session.listens = TRADE_UPDATES in streams
+            listening = [TRADE_UPDATES] if session.listens else []
+            session.out.send(orjson.dumps({"stream": "listening", "data": {"streams": listening}}))
+
+    def _authenticate(self, session: _TradeSession, key_id: object, secret: object) -> None:
+        if session.key_id is None:
+            if not self._credentials.admit(key_id, secret):
+                frame = _authorization_frame("unauthorized", "authenticate")
+                session.out.finish(frame, code=WSCloseCode.POLICY_VIOLATION)
+                return
+            session.key_id = str(key_id)
+            session.held.enter_context(self._credentials.hold_stream(session.key_id))
+        session.out.send(_authorization_frame("authorized", "authenticate"))
+
+
+def _authorization_frame(status: str, action: str) -> bytes:
+    return orjson.dumps({"stream": "authorization", "data": {"status": status, "action": action}})
+
+
+def _error_frame(message: str) -> bytes:
+    return orjson.dumps({"action": "error", "data": {"error_message": message}})

@@ -1,0 +1,118 @@
+"""`dry-work exchange` as a process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+DEADLINE_S = 30.0
+PROGRAM = (sys.executable, "-c", "from dry_work.cli import main; main()", "exchange")
+
+Launch = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*PROGRAM, *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_it_prints_its_urls_shows_progress_and_sums_up_when_stopped(
+    launch: Launch, number: signal.Signals, code: int
+) -> None:
+    process = launch("--port", "0", "--speed", "max", "--key", "id:secret")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.fullmatch(
+        r"export ALPACA_URL=(http://127\.0\.0\.1:\d+) ALPACA_DATA_URL=\1 ALPACA_STREAM_URL=(\S+)\n", line
+    )
+    assert found, line
+    assert found[2] == found[1].replace("http", "ws")
+    with urllib.request.urlopen(f"{found[1]}/dry-work/v1/session", timeout=DEADLINE_S) as answer:
+        assert b'"rules":"alpaca"' in answer.read()
+    assert process.stdout.readline().startswith("market waits after slice 0 of 390")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (code, "")
+    assert "stopped after slice 0 of 390 (waiting)" in out
+
+
+def test_recorded_bars_are_played_to_their_end(launch: Launch, tmp_path: Path) -> None:
+    rows = [f"SPY,2024-06-11T13:3{minute}:00Z,10,11,9,10.5,100" for minute in range(5)]
+    (tmp_path / "bars.csv").write_text("\n".join(["symbol,timestamp,open,high,low,close,volume", *rows, rows[0]]))
+    process = launch("--port", "0", "--speed", "60000", "--data", "bars.csv", "--rules", "backtrader")
+    assert process.stdout is not None
+    lines = []
+    while not lines or "ended" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    assert any(line.startswith("data: ") and "duplicate" in line for line in lines)
+    assert "slice 5 of 5, exchange time 2024-06-11T13:35:00Z" in lines[-1]
+
+
+def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = launch("--port", str(port))
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use" in err
+    assert "--port" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--speed", "fast"), "--speed fast is not usable: expected a number above 0, or max"),
+        (("--speed", "nan"), "--speed nan is not usable"),
+        (("--cash", "none"), "--cash none is not usable: expected an amount above 0"),
+        (("--key", "topsecret"), "a --key is not usable: expected ID:SECRET"),
+        (("--data", "missing.csv"), "missing.csv"),
+        (("--symbols", "missing.txt"), "missing.txt: no such symbols file"),
+        (("--speed", "max", "--consumers", "0"), "at least 1"),
+        (("--rules", "house"), "'house' is not one of"),
+    ],
+)
+def test_a_mistake_is_a_usage_error_with_one_sentence(launch: Launch, options: tuple[str, ...], sentence: str) -> None:
+    process = launch("--port", "0", *options)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert "topsecret" not in err
+
+
+def test_after_a_kill_the_same_port_can_be_used_at_once(launch: Launch) -> None:
+    first = launch("--port", "0", "--speed", "max")
+    assert first.stdout is not None
+    line = first.stdout.readline()
+    port = re.search(r":(\d+) ", line)
+    assert port
+    connection = socket.create_connection(("127.0.0.1", int(port[1])), timeout=DEADLINE_S)
+    first.kill()
+    first.wait(DEADLINE_S)
+    second = launch("--port", port[1], "--speed", "max")
+    assert second.stdout is not None
+    assert second.stdout.readline() == line
+    connection.close()

@@ -1,0 +1,398 @@
+"""When the market may move, and the player that moves it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from dry_work.clock import MINUTE_NS, SECOND_NS
+from dry_work.exchange import market
+from dry_work.exchange.market import Lockstep, MarketPlayer, MarketState, OpenSlice, Pace, mark_last
+from dry_work.exchange.order_rules import RefusedError
+from dry_work.market.messages import Bar
+
+START_NS = 1_718_112_600_000_000_000  # 2024-06-11T13:30:00Z
+DEADLINE_S = 5.0
+
+
+def make_slices(count: int) -> list[tuple[int, list[Bar]]]:
+    return [
+        (
+            START_NS + (number + 1) * MINUTE_NS,
+            [
+                Bar(
+                    symbol="SPY",
+                    ts_event_ns=START_NS + number * MINUTE_NS,
+                    open=10.0,
+                    high=10.0,
+                    low=10.0,
+                    close=10.0,
+                    volume=1.0,
+                )
+            ],
+        )
+        for number in range(count)
+    ]
+
+
+def make_lockstep(*consumers: str, expected: int = 1) -> Lockstep:
+    lockstep = Lockstep(expected)
+    for consumer in consumers:
+        lockstep.register(consumer, key_id=f"key of {consumer}", symbols=["SPY"])
+    return lockstep
+
+
+def report(lockstep: Lockstep, consumer: str, number: int, orders: int = 0) -> None:
+    lockstep.report(consumer, key_id=f"key of {consumer}", number=number, orders=orders)
+
+
+# Who has to do what
+
+
+def test_the_first_slice_waits_for_all_expected_consumers() -> None:
+    lockstep = make_lockstep("a", expected=2)
+    assert not lockstep.has_quorum()
+    lockstep.register("b", key_id="k", symbols=["IBM"])
+    assert lockstep.has_quorum()
+    assert lockstep.wanted() == {"SPY", "IBM"}
+
+
+def test_registering_twice_counts_once() -> None:
+    lockstep = make_lockstep("a", "a", expected=2)
+    assert lockstep.registered == 1
+    assert not lockstep.has_quorum()
+
+
+def test_a_slice_is_owed_until_every_consumer_reported_it() -> None:
+    lockstep = make_lockstep("a", "b", expected=2)
+    lockstep.open(1)
+    report(lockstep, "a", 1)
+    report(lockstep, "a", 1)
+    assert lockstep.owing() == ["b"]
+    report(lockstep, "b", 1)
+    assert lockstep.owing() == []
+
+
+def test_a_report_of_an_earlier_slice_is_taken_without_effect() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    report(lockstep, "a", 1)
+    lockstep.close()
+    lockstep.open(2)
+    report(lockstep, "a", 1)
+    assert lockstep.owing() == ["a"]
+
+
+def test_a_report_of_a_slice_that_is_not_open_is_refused() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    with pytest.raises(RefusedError) as refused:
+        report(lockstep, "a", 2)
+    assert refused.value.http_status == 409
+    assert lockstep.owing() == ["a"]
+
+
+def test_a_report_of_a_stranger_is_refused() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    for consumer, key_id in (("b", "key of b"), ("a", "another key")):
+        with pytest.raises(RefusedError) as refused:
+            lockstep.report(consumer, key_id=key_id, number=1, orders=0)
+        assert refused.value.http_status == 404
+
+
+def test_reported_orders_are_missing_until_they_have_arrived() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    lockstep.count_order("key of a")
+    report(lockstep, "a", 1, orders=3)
+    assert lockstep.missing_orders() == {"key of a": 2}
+    lockstep.count_order("key of a")
+    lockstep.count_order("key of a")
+    assert lockstep.missing_orders() == {}
+
+
+def test_orders_of_consumers_that_share_a_key_add_up() -> None:
+    lockstep = Lockstep(2)
+    for consumer in ("a", "b"):
+        lockstep.register(consumer, key_id="k", symbols=["SPY"])
+    lockstep.open(1)
+    for consumer, orders in (("a", 1), ("b", 2)):
+        lockstep.report(consumer, key_id="k", number=1, orders=orders)
+    lockstep.count_order("k")
+    assert lockstep.missing_orders() == {"k": 2}
+
+
+def test_orders_are_counted_anew_in_every_slice() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    for _ in range(5):  # requests that were sent again arrive more than once
+        lockstep.count_order("key of a")
+    report(lockstep, "a", 1, orders=1)
+    assert lockstep.missing_orders() == {}
+    lockstep.close()
+    lockstep.open(2)
+    report(lockstep, "a", 2, orders=1)
+    assert lockstep.missing_orders() == {"key of a": 1}
+
+
+def test_orders_made_before_the_first_slice_count_for_it() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.count_order("key of a")
+    lockstep.open(1)
+    report(lockstep, "a", 1, orders=1)
+    assert lockstep.missing_orders() == {}
+
+
+def test_a_consumer_that_leaves_holds_nothing() -> None:
+    lockstep = make_lockstep("a", "b", expected=2)
+    lockstep.open(1)
+    report(lockstep, "a", 1)
+    assert lockstep.leave("b")
+    assert not lockstep.leave("b")
+    assert lockstep.owing() == []
+    assert lockstep.has_quorum()
+
+
+def test_without_any_consumer_the_next_slice_waits() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    lockstep.leave("a")
+    lockstep.close()
+    assert not lockstep.has_quorum()
+
+
+def test_a_late_consumer_owes_from_the_next_slice_on() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    lockstep.register("b", key_id="key of b", symbols=["SPY"])
+    assert lockstep.owing() == ["a"]
+    lockstep.open(2)
+    assert lockstep.owing() == ["a", "b"]
+
+
+def test_a_registration_that_was_sent_twice_changes_nothing() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    assert lockstep.register("a", key_id="key of a", symbols=["SPY"])
+    assert lockstep.owing() == ["a"]
+
+
+def test_a_consumer_that_was_started_again_does_not_owe_what_it_never_saw() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    report(lockstep, "a", 1)
+    lockstep.close()
+    lockstep.open(2)
+    assert not lockstep.register("a", key_id="key of a", symbols=["SPY"])
+    assert lockstep.owing() == []
+    lockstep.open(3)
+    assert lockstep.owing() == ["a"]
+
+
+# When slices are due, and which is the last
+
+
+def test_slices_are_due_at_data_time_divided_by_the_speed() -> None:
+    pace = Pace(speed=60.0, start_s=100.0, start_ns=START_NS)
+    assert pace.due_s(START_NS) == 100.0
+    assert pace.due_s(START_NS + 90 * SECOND_NS) == 101.5
+
+
+def test_only_the_last_slice_is_marked() -> None:
+    slices = make_slices(3)
+    assert [(number, end_ns, last) for number, end_ns, _, last in mark_last(slices)] == [
+        (1, slices[0][0], False),
+        (2, slices[1][0], False),
+        (3, slices[2][0], True),
+    ]
+    assert list(mark_last([])) == []
+
+
+# The player
+
+
+@dataclass
+class Floor:
+    """The surroundings of a player: what it advanced and published, who is subscribed and who was heard of."""
+
+    lockstep: Lockstep
+    published: list[OpenSlice] = field(default_factory=list)
+    advanced: list[int] = field(default_factory=list)
+    subscribed: set[str] = field(default_factory=lambda: {"SPY"})
+    silent_s: dict[str, float] = field(default_factory=dict)  # by key
+
+    def advance(self, end_ns: int, bars: Sequence[Bar]) -> str:
+        self.advanced.append(end_ns)
+        return f"event {len(self.advanced)}"
+
+    def publish(self, current: OpenSlice) -> None:
+        assert self.advanced[-1] == current.end_ns  # the venue has moved before the bars are seen
+        self.published.append(current)
+
+
+def make_player(floor: Floor, count: int, *, speed: float | None = None, order_timeout_s: float = 10.0) -> MarketPlayer:
+    return MarketPlayer(
+        make_slices(count),
+        speed=speed,
+        lockstep=floor.lockstep,
+        advance=floor.advance,
+        publish=floor.publish,
+        is_subscribed=lambda symbols: symbols <= floor.subscribed,
+        silent_s=lambda key_id: floor.silent_s.get(key_id, 0.0),
+        order_timeout_s=order_timeout_s,
+    )
+
+
+@asynccontextmanager
+async def playing(player: MarketPlayer) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(player.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let everything run that is ready to."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_in_lock_step_every_slice_waits_for_its_report() -> None:
+    floor = Floor(make_lockstep("a"))
+    player = make_player(floor, 3)
+    async with playing(player) as task:
+        for number in (1, 2, 3):
+            await settle()
+            assert [current.number for current in floor.published] == list(range(1, number + 1))
+            assert player.open_slice is floor.published[-1]
+            assert player.state is MarketState.RUNNING
+            report(floor.lockstep, "a", number)
+            player.notify()
+        async with asyncio.timeout(DEADLINE_S):
+            await task
+    assert player.state is MarketState.ENDED
+    assert player.open_slice is None
+    assert [(current.event_id, current.last) for current in floor.published] == [
+        ("event 1", False),
+        ("event 2", False),
+        ("event 3", True),
+    ]
+
+
+async def test_the_market_does_not_move_before_reported_orders_have_arrived() -> None:
+    floor = Floor(make_lockstep("a"))
+    player = make_player(floor, 2)
+    async with playing(player):
+        await settle()
+        report(floor.lockstep, "a", 1, orders=1)
+        player.notify()
+        await settle()
+        assert len(floor.published) == 1
+        floor.lockstep.count_order("key of a")
+        player.notify()
+        await settle()
+        assert len(floor.published) == 2
+
+
+async def test_orders_that_never_arrive_do_not_hold_the_market_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(market, "CHECK_S", 0.01)
+    floor = Floor(make_lockstep("a"))
+    player = make_player(floor, 2, order_timeout_s=0.05)
+    async with playing(player):
+        await settle()
+        report(floor.lockstep, "a", 1, orders=1)
+        player.notify()
+        await wait_until(lambda: len(floor.published) == 2)
+
+
+async def test_the_market_waits_until_wanted_symbols_are_subscribed() -> None:
+    floor = Floor(make_lockstep("a"), subscribed=set())
+    player = make_player(floor, 2)
+    async with playing(player):
+        await settle()
+        assert (player.state, floor.published) == (MarketState.WAITING, [])
+        floor.subscribed.add("SPY")
+        player.notify()
+        await settle()
+        assert len(floor.published) == 1
+
+
+async def test_the_market_is_held_while_a_subscriber_is_lost() -> None:
+    floor = Floor(make_lockstep("a"))
+    player = make_player(floor, 2)
+    async with playing(player):
+        await settle()
+        floor.subscribed.clear()
+        report(floor.lockstep, "a", 1)
+        player.notify()
+        await settle()
+        assert (player.state, len(floor.published)) == (MarketState.WAITING, 1)
+        floor.subscribed.add("SPY")
+        player.notify()
+        await settle()
+        assert len(floor.published) == 2
+
+
+async def test_a_consumer_that_leaves_lets_the_others_go_on() -> None:
+    floor = Floor(make_lockstep("a", "b", expected=2))
+    player = make_player(floor, 2)
+    async with playing(player):
+        await settle()
+        report(floor.lockstep, "a", 1)
+        floor.lockstep.leave("b")
+        player.notify()
+        await settle()
+        assert len(floor.published) == 2
+
+
+async def test_a_consumer_that_died_stops_holding_the_market(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(market, "CHECK_S", 0.01)
+    floor = Floor(make_lockstep("a", "b", expected=2))
+    player = make_player(floor, 2)
+    async with playing(player):
+        await settle()
+        report(floor.lockstep, "a", 1)
+        player.notify()
+        await settle()
+        assert len(floor.published) == 1
+        floor.silent_s["key of b"] = 60.0
+        await wait_until(lambda: len(floor.published) == 2)
+    assert floor.lockstep.registered == 1
+
+
+async def test_a_paced_market_waits_for_nobody() -> None:
+    floor = Floor(Lockstep(0), subscribed=set())
+    player = make_player(floor, 5, speed=60_000.0)
+    loop = asyncio.get_running_loop()
+    start_s = loop.time()
+    async with playing(player) as task, asyncio.timeout(DEADLINE_S):
+        await task
+    assert loop.time() - start_s >= 4 * 0.001  # four minutes of data after the first slice
+    assert [current.number for current in floor.published] == [1, 2, 3, 4, 5]
+    assert player.state is MarketState.ENDED
+
+
+async def test_a_paced_market_starts_with_its_expected_consumers() -> None:
+    floor = Floor(Lockstep(1))
+    player = make_player(floor, 3, speed=60_000.0)
+    async with playing(player) as task:
+        await settle()
+        assert (player.state, floor.published) == (MarketState.WAITING, [])
+        floor.lockstep.register("a", key_id="k", symbols=["SPY"])
+        player.notify()
+        async with asyncio.timeout(DEADLINE_S):
+            await task
+    assert len(floor.published) == 3
