@@ -1,0 +1,1 @@
+"""The hub: one upstream connection for any number of programs."""

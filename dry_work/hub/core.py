@@ -1,0 +1,188 @@
+"""The hub's rules: feeds, connection states, kinds of upstream errors, and what makes one slice of a topic. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, StrEnum
+
+import msgspec
+
+from dry_work.errors import ConfigError, HubError
+from dry_work.market.messages import Bar, Watermark
+from dry_work.market.symbols import ALLOWED, is_crypto, is_option, is_symbol
+from dry_work.wire.alpaca_stream import StreamWatermark
+
+STOCK_FEEDS = ("iex", "sip", "delayed_sip", "test")
+
+
+class ConnectionState(StrEnum):
+    """Where an upstream connection stands."""
+
+    DISCONNECTED = "disconnected"
+    CONNECTING = "connecting"
+    AUTHENTICATING = "authenticating"
+    CONNECTED = "connected"
+    RECONNECTING = "reconnecting"
+    ERROR = "error"
+
+
+class ConnectionEvent(Enum):
+    """What moves an upstream connection from one state to another."""
+
+    CONNECT = "connect"
+    SOCKET_OPEN = "socket open"
+    AUTH_SUCCESS = "auth success"
+    REFUSED = "refused"  # credentials, plan or number of connections: trying again at once is of no use
+    SOCKET_CLOSED = "socket closed"
+    DELAY_ELAPSED = "delay elapsed"
+    ATTEMPTS_USED_UP = "attempts used up"
+    RETRY = "retry"
+    STOP = "stop"
+
+
+_TRANSITIONS: dict[tuple[ConnectionState, ConnectionEvent], ConnectionState] = {
+    (ConnectionState.DISCONNECTED, ConnectionEvent.CONNECT): ConnectionState.CONNECTING,
+    (ConnectionState.CONNECTING, ConnectionEvent.SOCKET_OPEN): ConnectionState.AUTHENTICATING,
+    (ConnectionState.CONNECTING, ConnectionEvent.SOCKET_CLOSED): ConnectionState.RECONNECTING,
+    (ConnectionState.CONNECTING, ConnectionEvent.REFUSED): ConnectionState.ERROR,
+    (ConnectionState.AUTHENTICATING, ConnectionEvent.AUTH_SUCCESS): ConnectionState.CONNECTED,
+    (ConnectionState.AUTHENTICATING, ConnectionEvent.REFUSED): ConnectionState.ERROR,
+    (ConnectionState.AUTHENTICATING, ConnectionEvent.SOCKET_CLOSED): ConnectionState.RECONNECTING,
+    (ConnectionState.CONNECTED, ConnectionEvent.SOCKET_CLOSED): ConnectionState.RECONNECTING,
+    (ConnectionState.CONNECTED, ConnectionEvent.REFUSED): ConnectionState.ERROR,
+    (ConnectionState.RECONNECTING, ConnectionEvent.DELAY_ELAPSED): ConnectionState.CONNECTING,
+    (ConnectionState.RECONNECTING, ConnectionEvent.ATTEMPTS_USED_UP): ConnectionState.ERROR,
+    (ConnectionState.ERROR, ConnectionEvent.RETRY): ConnectionState.RECONNECTING,
+    **{(state, ConnectionEvent.STOP): ConnectionState.DISCONNECTED for state in ConnectionState},
+}
+
+
+def next_state(state: ConnectionState, event: ConnectionEvent) -> ConnectionState:
+    """Return the state that `event` leads to.
+
+    Raises:
+        HubError: when `event` cannot happen in `state`.
+    """
+    try:
+        return _TRANSITIONS[state, event]
+    except KeyError:
+        raise HubError(f"an upstream connection that is {state} cannot see {event.value!r}") from None
+
+
+class ErrorKind(Enum):
+    """What an error frame of the upstream means for its connection."""
+
+    FATAL = "fatal"  # this feed is in error; try again slowly
+    LOST = "lost"  # reconnect with backoff
+    NOTED = "noted"  # logged and counted; the connection stays
+
+
+_FATAL_CODES = frozenset((402, 406, 409, 411))
+_LOST_CODES = frozenset((401, 404, 407, 500))
+
+
+def error_kind(code: int) -> ErrorKind:
+    """Return what to do after an error frame with `code`; an unknown code leaves the connection as it is."""
+    if code in _FATAL_CODES:
+        return ErrorKind.FATAL
+    return ErrorKind.LOST if code in _LOST_CODES else ErrorKind.NOTED
+
+
+def handshake_kind(http_status: int) -> ErrorKind:
+    """Return what to do after the handshake was answered with `http_status` in place of a WebSocket."""
+    return ErrorKind.FATAL if 400 <= http_status < 500 and http_status not in (408, 429) else ErrorKind.LOST
+
+
+class Feed(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint of the upstream and the topic that its market data goes to."""
+
+    name: str  # iex, sip, delayed_sip, test, crypto
+    path: str  # of the WebSocket
+    topic: str
+
+
+def build_feeds(*, stock_feed: str, market_topic: str, crypto_topic: str) -> tuple[Feed, Feed]:
+    """Return the feeds for stocks and for crypto.
+
+    Raises:
+        ConfigError: for an unknown feed, or one topic for both.
+    """
+    if stock_feed not in STOCK_FEEDS:
+        raise ConfigError(f"{stock_feed!r} is not a stock feed (--feed, ALPACA_FEED): one of {', '.join(STOCK_FEEDS)}")
+    if market_topic == crypto_topic:
+        raise ConfigError(
+            f"MARKET_DATA_TOPIC and CRYPTO_DATA_TOPIC are both {market_topic!r}: stocks and crypto need a topic each"
+        )
+    stocks = Feed(name=stock_feed, path=f"/v2/{stock_feed}", topic=market_topic)
+    return stocks, Feed(name="crypto", path="/v1beta3/crypto/us", topic=crypto_topic)
+
+
+def split_symbols(symbols: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the stocks and the crypto pairs among canonical `symbols`.
+
+    Raises:
+        ConfigError: for a symbol that no feed here serves.
+    """
+    stocks: list[str] = []
+    crypto: list[str] = []
+    for symbol in symbols:
+        if not is_symbol(symbol):
+            raise ConfigError(f"{symbol!r} is not a symbol: expected {ALLOWED}")
+        if is_option(symbol):
+            raise ConfigError(f"{symbol} is an option: the hub serves bars of stocks and crypto pairs")
+        (crypto if is_crypto(symbol) else stocks).append(symbol)
+    return tuple(stocks), tuple(crypto)
+
+
+class SliceCollector:
+    """Collects the bars of one feed until its watermark, and counts them for it.
+
+    Bars wait for their watermark, so that a slice goes out in one piece, only in a session that takes watermarks, and
+    only until `take` is called; in other sessions they are ready at once.
+    """
+
+    def __init__(self) -> None:
+        self._takes_watermarks = False
+        self._waiting: list[Bar | Watermark] = []
+        self._slice: set[tuple[str, int, int]] = set()  # bars since the last watermark; a bar sent again counts once
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for their watermark."""
+        return len(self._waiting)
+
+    def begin_session(self, *, takes_watermarks: bool) -> None:
+        """Start to count anew: what an ended session had begun is sent again by the next one."""
+        self._takes_watermarks = takes_watermarks
+        self._slice.clear()
+
+    def add(self, items: Iterable[Bar | StreamWatermark]) -> list[Bar | Watermark]:
+        """Take what came from upstream; return what is ready to be published, in its order."""
+        ready = 0
+        for item in items:
+            if isinstance(item, StreamWatermark):
+                self._waiting.append(
+                    Watermark(
+                        slice=item.slice,
+                        end_ns=item.end_ns,
+                        bars=len(self._slice),
+                        event_id=item.event_id,
+                        last=item.last,
+                    )
+                )
+                self._slice.clear()
+                ready = len(self._waiting)
+            else:
+                self._waiting.append(item)
+                if self._takes_watermarks:
+                    self._slice.add((item.symbol, item.ts_event_ns, item.revision))
+        return self._take(ready) if self._takes_watermarks else self.take()
+
+    def take(self) -> list[Bar | Watermark]:
+        """Return all that waits, without its watermark."""
+        return self._take(len(self._waiting))
+
+    def _take(self, count: int) -> list[Bar | Watermark]:
+        taken = self._waiting[:count]
+        del self._waiting[:count]
+        return taken

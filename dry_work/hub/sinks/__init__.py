@@ -1,0 +1,1 @@
+"""Where the hub sends what it receives, one module per transport."""

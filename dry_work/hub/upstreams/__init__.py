@@ -1,0 +1,1 @@
+"""What the hub receives from, one module per protocol."""

@@ -1,0 +1,616 @@
+"""The hub between a scripted server of Alpaca's dialect and the embedded Pub/Sub, read by the real client."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from google.pubsub_v1 import SubscriberClient
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+from grpc import insecure_channel
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from dry_work.clock import MINUTE_NS
+from dry_work.embedded.pubsub import EmbeddedPubSub
+from dry_work.errors import ConfigError, HubError
+from dry_work.hub.core import ConnectionState
+from dry_work.hub.service import HubService
+from dry_work.hub.upstreams.alpaca_data import FeedStatus, UpstreamTiming
+from dry_work.market.messages import Bar, Envelope, Watermark
+from dry_work.wire import alpaca_stream
+from dry_work.wire.alpaca_stream import StreamCodec, StreamWatermark
+from dry_work.wire.pubsub import parse_message
+
+PROJECT = "test-project"
+DEADLINE_S = 20.0
+KEY, SECRET = "test-key-id", "test-secret-value"
+QUICK = UpstreamTiming(
+    open_timeout_s=5.0,
+    auth_timeout_s=0.5,
+    ping_interval_s=0.1,
+    silence_timeout_s=0.5,
+    slow_retry_s=0.3,
+    idle_close_s=0.2,
+    close_timeout_s=0.2,
+)
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = DEADLINE_S) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.005)
+
+
+class Session:
+    """One client of the scripted server."""
+
+    def __init__(self, socket: ServerConnection, path: str, codec: StreamCodec) -> None:
+        self.socket = socket
+        self.path = path
+        self.codec = codec
+        self.authenticated = False
+        self.bars: set[str] = set()
+        self.watermarks = False
+        self.messages: list[dict[str, Any]] = []
+
+
+class Upstream:
+    """Alpaca's market-data dialect on a thread of its own; every attribute may be set while it runs."""
+
+    def __init__(self) -> None:
+        self.offers_watermarks = True
+        self.answers_auth = True
+        self.auth_error = 0  # code sent in answer to auth
+        self.http_status = 0  # answer to the handshake in place of a WebSocket
+        self.retry_after = ""
+        self.subscribe_error = 0  # code sent in place of each answer to subscribe
+        self.sessions: list[Session] = []  # all there ever were
+        self.open: list[Session] = []
+        self.handshakes: list[float] = []
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="upstream")
+        self._thread.start()
+        assert self._started.wait(DEADLINE_S)
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def send(self, items: Sequence[dict[str, Any]], path: str = "/v2/iex") -> None:
+        """Send one frame of items to each session of `path`."""
+        for session in list(self.open):
+            if session.path == path:
+                encoded = [alpaca_stream.encode_item(item, session.codec) for item in items]
+                (frame,) = alpaca_stream.join_items(encoded, session.codec)
+                self.send_raw(frame, session)
+
+    def send_raw(self, frame: bytes | str, session: Session) -> None:
+        asyncio.run_coroutine_threadsafe(session.socket.send(frame), self._loop).result(DEADLINE_S)
+
+    def send_slice(self, number: int, symbols: Sequence[str], path: str = "/v2/iex", *, last: bool = False) -> None:
+        """Send a slice as the exchange does: a frame of bars and a frame with the watermark."""
+        if symbols:
+            self.send([alpaca_stream.encode_bar_item(build_bar(symbol, number)) for symbol in symbols], path)
+        mark = StreamWatermark(slice=number, end_ns=(number + 1) * MINUTE_NS, event_id=f"id{number}", last=last)
+        self.send([alpaca_stream.encode_watermark_item(mark)], path)
+
+    def cut(self) -> None:
+        """Drop every connection without a word."""
+        for session in list(self.open):
+            self._loop.call_soon_threadsafe(session.socket.transport.abort)
+        wait_until(lambda: not self.open, "the connections are gone")
+
+    def mute(self) -> None:
+        """Read no more from any client: no pong is answered either."""
+        for session in list(self.open):
+            self._loop.call_soon_threadsafe(session.socket.transport.pause_reading)
+
+    def wait_subscribed(self, symbols: set[str], path: str = "/v2/iex") -> Session:
+        wait_until(lambda: any(s.path == path and s.bars == symbols for s in self.open), f"{symbols} are subscribed")
+        return next(s for s in self.open if s.path == path)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        async with serve(
+            self._talk,
+            "127.0.0.1",
+            0,
+            process_request=self._answer,
+            ping_interval=None,
+            close_timeout=0.2,
+            max_size=None,
+        ) as server:
+            self.port: int = next(iter(server.sockets)).getsockname()[1]
+            self._started.set()
+            await self._stop.wait()
+
+    def _answer(self, _: ServerConnection, request: Request) -> Response | None:
+        self.handshakes.append(time.monotonic())
+        if not self.http_status:
+            return None
+        headers = Headers({"Retry-After": self.retry_after}) if self.retry_after else Headers()
+        return Response(self.http_status, http.HTTPStatus(self.http_status).phrase, headers, b"")
+
+    async def _talk(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        codec = StreamCodec(socket.request.headers["Content-Type"])
+        session = Session(socket, socket.request.path, codec)
+        self.sessions.append(session)
+        self.open.append(session)
+        try:
+            await self._say(session, alpaca_stream.encode_success_item("connected", watermarks=self.offers_watermarks))
+            async for frame in socket:
+                await self._take(session, alpaca_stream.parse_message(frame))
+        except ConnectionClosed:
+            pass
+        finally:
+            self.open.remove(session)
+
+    async def _take(self, session: Session, message: dict[str, Any]) -> None:
+        session.messages.append(message)
+        if message["action"] == "auth":
+            if self.auth_error:
+                await self._say(session, alpaca_stream.encode_error_item(self.auth_error))
+            elif self.answers_auth:
+                assert (message["key"], message["secret"]) == (KEY, SECRET)
+                session.authenticated = True
+                await self._say(session, alpaca_stream.encode_success_item("authenticated"))
+            return
+        if self.subscribe_error:
+            await self._say(session, alpaca_stream.encode_error_item(self.subscribe_error))
+            return
+        change = session.bars.update if message["action"] == "subscribe" else session.bars.difference_update
+        change(message.get("bars", ()))
+        session.watermarks = session.watermarks or bool(message.get("watermarks"))
+        await self._say(session, alpaca_stream.encode_subscription_item({"bars": session.bars}))
+
+    async def _say(self, session: Session, item: dict[str, Any]) -> None:
+        (frame,) = alpaca_stream.join_items([alpaca_stream.encode_item(item, session.codec)], session.codec)
+        await session.socket.send(frame)
+
+
+def build_bar(symbol: str, minute: int) -> Bar:
+    return Bar(
+        symbol=symbol,
+        ts_event_ns=minute * MINUTE_NS,
+        open=100.0 + minute,
+        high=102.0 + minute,
+        low=99.0 + minute,
+        close=101.0 + minute,
+        volume=10.0,
+        source="alpaca_crypto" if "/" in symbol else "alpaca_stock",
+        extra={"sentiment_score": 0.5} if symbol == "AAPL" else {},
+    )
+
+
+class Reader:
+    """A subscription read by the real client."""
+
+    def __init__(self, server: EmbeddedPubSub, topic: str) -> None:
+        self._topic = topic
+        channel = insecure_channel(f"127.0.0.1:{server.port}")
+        self._client = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+        self._path = f"projects/{PROJECT}/subscriptions/reader-{topic}"
+        self._client.create_subscription(
+            request={"name": self._path, "topic": f"projects/{PROJECT}/topics/{topic}", "ack_deadline_seconds": 60}
+        )
+        self.attributes: dict[int, dict[str, str]] = {}
+
+    def read(self, count: int) -> list[Envelope]:
+        """Return the next `count` messages in the order of their numbers."""
+        found: list[Envelope] = []
+        end_s = time.monotonic() + DEADLINE_S
+        while len(found) < count:
+            # One call for all the time there is: what arrives as a call is given up would come again only much later.
+            left_s = end_s - time.monotonic()
+            assert left_s > 0, f"{len(found)} of {count} messages in time"
+            request = {"subscription": self._path, "max_messages": count - len(found)}
+            for received in self._client.pull(request=request, timeout=left_s, retry=None).received_messages:
+                attributes = dict(received.message.attributes)
+                self.attributes[int(attributes["seq"])] = attributes
+                found.append(parse_message(self._topic, received.message.data, attributes, recv_ns=0))
+        return sorted(found, key=lambda envelope: envelope.seq)
+
+    def close(self) -> None:
+        self._client.transport.close()
+
+
+class Stack:
+    """Upstream, Pub/Sub, readers of both topics, and the hub between them."""
+
+    def __init__(self) -> None:
+        self.upstream = Upstream()
+        self.pubsub = EmbeddedPubSub(topics=[f"projects/{PROJECT}/topics/{t}" for t in ("market-data", "crypto-data")])
+        self.pubsub.start()
+        self.market = Reader(self.pubsub, "market-data")
+        self.crypto = Reader(self.pubsub, "crypto-data")
+        self.states: list[tuple[str, str]] = []
+        self.failures: list[BaseException] = []
+        self.hub: HubService | None = None
+
+    def start_hub(self, symbols: Sequence[str] = (), **settings: Any) -> HubService:
+        settings = {"timing": QUICK, "epoch": "e1", "pubsub_endpoint": f"127.0.0.1:{self.pubsub.port}", **settings}
+        self.hub = HubService(
+            self.upstream.url,
+            key=KEY,
+            secret=SECRET,
+            project=PROJECT,
+            symbols=symbols,
+            rng=random.Random(1),
+            on_feed=lambda status: self.states.append((status.feed, str(status.state))),
+            on_failure=self.failures.append,
+            **settings,
+        )
+        self.hub.start()
+        return self.hub
+
+    def feed(self, name: str = "iex") -> FeedStatus:
+        assert self.hub is not None
+        return next(feed for feed in self.hub.status().feeds if feed.feed == name)
+
+    def close(self) -> None:
+        if self.hub is not None:
+            self.hub.stop()
+        self.market.close()
+        self.crypto.close()
+        self.pubsub.stop()
+        self.upstream.close()
+        assert not self.failures
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hub")]
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    stack = Stack()
+    yield stack
+    stack.close()
+
+
+def seqs(envelopes: Sequence[Envelope]) -> list[int]:
+    return [envelope.seq for envelope in envelopes]
+
+
+def names(envelopes: Sequence[Envelope]) -> list[str | int]:
+    """Return the symbol of each bar and the number of each watermark."""
+    messages = [envelope.message for envelope in envelopes]
+    return [m.slice if isinstance(m, Watermark) else m.symbol for m in messages if isinstance(m, Bar | Watermark)]
+
+
+# --- data on the topics
+
+
+@pytest.mark.parametrize("codec", list(StreamCodec))
+def test_a_slice_arrives_on_its_topics_with_attributes_numbers_and_watermarks(stack: Stack, codec: StreamCodec) -> None:
+    stack.start_hub(["aapl", "BRK.B", "BTC/USD"], codec=codec)
+    stack.upstream.wait_subscribed({"AAPL", "BRK.B"})
+    stack.upstream.wait_subscribed({"BTC/USD"}, "/v1beta3/crypto/us")
+    for number, last in ((1, False), (2, True)):
+        stack.upstream.send_slice(number, ["AAPL", "BRK.B"][: 3 - number], last=last)
+        stack.upstream.send_slice(number, ["BTC/USD"], "/v1beta3/crypto/us", last=last)
+    market, crypto = stack.market.read(5), stack.crypto.read(4)
+    assert seqs(market) == [1, 2, 3, 4, 5]
+    assert seqs(crypto) == [1, 2, 3, 4]
+    assert [e.message for e in market] == [
+        build_bar("AAPL", 1),
+        build_bar("BRK.B", 1),
+        Watermark(slice=1, end_ns=2 * MINUTE_NS, bars=2, event_id="id1"),
+        build_bar("AAPL", 2),
+        Watermark(slice=2, end_ns=3 * MINUTE_NS, bars=1, event_id="id2", last=True),
+    ]
+    assert [e.message for e in crypto][1] == Watermark(slice=1, end_ns=2 * MINUTE_NS, bars=1, event_id="id1")
+    assert stack.market.attributes[1] == {"symbol": "AAPL", "epoch": "e1", "seq": "1"}
+    assert stack.market.attributes[3] == {"type": "watermark", "epoch": "e1", "seq": "3"}
+    assert stack.crypto.attributes[1] == {"symbol": "BTC-USD", "epoch": "e1", "seq": "1"}
+    assert stack.hub is not None
+    stack.hub.stop()
+    status = stack.hub.status()
+    assert (status.received, status.published, status.dropped, status.reconnects) == (9, 9, 0, 0)
+
+
+def test_a_slice_goes_out_in_one_request(stack: Stack) -> None:
+    hub = stack.start_hub(["AAPL", "IBM"])
+    stack.upstream.wait_subscribed({"AAPL", "IBM"})
+    wait_until(lambda: stack.feed().subscribed == 2, "the subscription is confirmed")
+    bars = [alpaca_stream.encode_bar_item(build_bar(symbol, 1)) for symbol in ("AAPL", "IBM")]
+    mark = alpaca_stream.encode_watermark_item(StreamWatermark(slice=1, end_ns=2 * MINUTE_NS))
+    stack.upstream.send([*bars, mark])
+    stack.market.read(3)
+    wait_until(lambda: hub.status().published == 3, "published")
+    assert [topic.requests for topic in hub.status().topics] == [1, 0]
+
+
+def test_bars_do_not_wait_for_a_watermark_that_does_not_come(stack: Stack) -> None:
+    stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    stack.upstream.send([alpaca_stream.encode_bar_item(build_bar("AAPL", 1))])
+    assert names(stack.market.read(1)) == ["AAPL"]
+    stack.upstream.send_slice(1, [])
+    assert stack.market.read(1)[0].message == Watermark(slice=1, end_ns=2 * MINUTE_NS, bars=1, event_id="id1")
+
+
+def test_a_server_without_watermarks_is_not_asked_for_them(stack: Stack) -> None:
+    stack.upstream.offers_watermarks = False
+    stack.start_hub(["AAPL"])
+    session = stack.upstream.wait_subscribed({"AAPL"})
+    stack.upstream.send([alpaca_stream.encode_bar_item(build_bar("AAPL", 1))])
+    assert names(stack.market.read(1)) == ["AAPL"]
+    assert [set(m) for m in session.messages if m["action"] == "subscribe"] == [{"action", "bars"}]
+
+
+def test_each_start_has_an_epoch_of_its_own(stack: Stack) -> None:
+    settings: dict[str, Any] = {"key": KEY, "secret": SECRET, "project": PROJECT}
+    first, second = (HubService(stack.upstream.url, **settings) for _ in range(2))
+    assert first.epoch
+    assert first.epoch != second.epoch
+    for hub in (first, second):
+        hub.stop()
+
+
+# --- interest
+
+
+def test_only_feeds_with_a_wanted_symbol_are_opened(stack: Stack) -> None:
+    hub = stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    assert [session.path for session in stack.upstream.sessions] == ["/v2/iex"]
+    assert stack.feed("crypto").state is ConnectionState.DISCONNECTED
+    hub.acquire("agent", ["BTC/USD"])
+    stack.upstream.wait_subscribed({"BTC/USD"}, "/v1beta3/crypto/us")
+
+
+def test_the_first_user_subscribes_and_the_last_release_unsubscribes_and_closes(stack: Stack) -> None:
+    hub = stack.start_hub()
+    hub.acquire("a", ["AAPL", "IBM"])
+    hub.acquire("b", ["IBM"])
+    session = stack.upstream.wait_subscribed({"AAPL", "IBM"})
+    hub.release("a")
+    stack.upstream.wait_subscribed({"IBM"})
+    hub.release("b")
+    wait_until(lambda: not session.bars, "nothing is subscribed")
+    wait_until(lambda: stack.feed().state is ConnectionState.DISCONNECTED, "the connection is closed")
+    wait_until(lambda: not stack.upstream.open, "the server sees it closed")
+    assert len(stack.upstream.sessions) == 1
+    hub.acquire("c", ["SPY"])
+    stack.upstream.wait_subscribed({"SPY"})
+
+
+def test_a_long_list_is_subscribed_in_batches_and_the_watermarks_come_last(stack: Stack) -> None:
+    symbols = [f"A{number}" for number in range(1_200)]
+    stack.start_hub(symbols)
+    session = stack.upstream.wait_subscribed(set(symbols))
+    subscribes = [message for message in session.messages if message["action"] == "subscribe"]
+    assert [len(message["bars"]) for message in subscribes] == [500, 500, 200]
+    assert [message.get("watermarks") for message in subscribes] == [None, None, ["*"]]
+
+
+@pytest.mark.parametrize("symbol", ["AAPL240315C00172500", "no symbol"])
+def test_a_symbol_that_is_not_served_is_refused_and_nothing_is_acquired(stack: Stack, symbol: str) -> None:
+    hub = stack.start_hub()
+    with pytest.raises(ConfigError):
+        hub.acquire("a", ["AAPL", symbol])
+    assert hub.status().symbols == 0
+
+
+# --- a connection that is lost
+
+
+def test_after_a_cut_everything_is_subscribed_again_and_the_numbers_go_on(stack: Stack) -> None:
+    hub = stack.start_hub(["AAPL", "IBM"])
+    stack.upstream.wait_subscribed({"AAPL", "IBM"})
+    stack.upstream.send_slice(1, ["AAPL", "IBM"])
+    first = stack.market.read(3)
+    stack.upstream.cut()
+    session = stack.upstream.wait_subscribed({"AAPL", "IBM"})
+    wait_until(lambda: session.watermarks, "the watermarks are subscribed again")
+    stack.upstream.send_slice(1, ["AAPL", "IBM"])  # the open slice again, as the exchange does
+    stack.upstream.send_slice(2, ["AAPL"])
+    second = stack.market.read(5)
+    assert seqs([*first, *second]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert {envelope.epoch for envelope in (*first, *second)} == {"e1"}
+    assert names(second) == ["AAPL", "IBM", 1, "AAPL", 2]
+    assert [m.bars for e in second if isinstance(m := e.message, Watermark)] == [2, 1]
+    assert hub.status().reconnects == 1
+    assert [state for feed, state in stack.states if feed == "iex"] == [
+        "connecting",
+        "authenticating",
+        "connected",
+        "reconnecting",
+        "connecting",
+        "authenticating",
+        "connected",
+    ]
+
+
+def test_what_was_acquired_during_an_outage_is_subscribed_after_it(stack: Stack) -> None:
+    hub = stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    stack.upstream.http_status = 503
+    stack.upstream.cut()
+    wait_until(lambda: stack.feed().state is ConnectionState.RECONNECTING, "the loss is seen")
+    hub.acquire("a", ["IBM"])
+    hub.release("configured")
+    stack.upstream.http_status = 0
+    stack.upstream.wait_subscribed({"IBM"})
+
+
+def test_a_silent_server_is_left_after_the_time_out(stack: Stack) -> None:
+    stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    stack.upstream.mute()
+    wait_until(lambda: "silent" in stack.feed().error, "the silence is seen")
+    wait_until(lambda: stack.feed().state is ConnectionState.CONNECTED, "connected again")
+    assert stack.feed().reconnects == 1
+
+
+def test_a_quiet_server_that_answers_pings_is_kept(stack: Stack) -> None:
+    stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    quiet_s = time.monotonic() + 3 * QUICK.silence_timeout_s
+    wait_until(lambda: time.monotonic() > quiet_s, "three times the time-out")
+    assert (stack.feed().reconnects, stack.feed().state) == (0, ConnectionState.CONNECTED)
+
+
+def test_a_server_that_does_not_answer_to_auth_is_left(stack: Stack) -> None:
+    stack.upstream.answers_auth = False
+    stack.start_hub(["AAPL"])
+    wait_until(lambda: "no answer to authentication" in stack.feed().error, "the time-out")
+    stack.upstream.answers_auth = True
+    stack.upstream.wait_subscribed({"AAPL"})
+
+
+def test_a_clean_close_is_followed_by_a_wait_too(stack: Stack) -> None:
+    stack.start_hub(["AAPL"])
+    session = stack.upstream.wait_subscribed({"AAPL"})
+    closed_s = time.monotonic()
+    asyncio.run_coroutine_threadsafe(session.socket.close(), session.socket.loop).result(DEADLINE_S)
+    wait_until(lambda: len(stack.upstream.handshakes) == 2, "the hub comes back")
+    assert stack.upstream.handshakes[1] - closed_s >= 0.4
+
+
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(stack: Stack) -> None:
+    stack.upstream.http_status, stack.upstream.retry_after = 429, "2"
+    stack.start_hub(["AAPL"])
+    wait_until(lambda: "429" in stack.feed().error, "the answer is seen")
+    stack.upstream.http_status = 0
+    stack.upstream.wait_subscribed({"AAPL"})
+    first, second = stack.upstream.handshakes
+    assert second - first >= 1.9
+
+
+# --- errors of the upstream
+
+
+@pytest.mark.parametrize("code", [402, 406, 409])
+def test_a_refusal_is_an_error_of_that_feed_and_is_retried_slowly(stack: Stack, code: int) -> None:
+    stack.upstream.auth_error = code
+    stack.start_hub(["AAPL"])
+    wait_until(lambda: stack.feed().state is ConnectionState.ERROR, "the feed is in error")
+    assert stack.feed().error == f"{alpaca_stream.ERROR_MESSAGES[code]} ({code})"
+    stack.upstream.auth_error = 0
+    stack.upstream.wait_subscribed({"AAPL"})
+    wait_until(lambda: stack.feed().state is ConnectionState.CONNECTED, "connected after all")
+    assert (stack.feed().error, stack.feed().attempts) == ("", 0)
+    assert stack.feed().errors[code] >= 1
+
+
+def test_a_refused_handshake_is_an_error_of_that_feed(stack: Stack) -> None:
+    stack.upstream.http_status = 401
+    stack.start_hub(["AAPL"])
+    wait_until(lambda: stack.feed().state is ConnectionState.ERROR, "the feed is in error")
+    assert "HTTP 401" in stack.feed().error
+    stack.upstream.http_status = 0
+    stack.upstream.wait_subscribed({"AAPL"})
+
+
+@pytest.mark.parametrize("code", [400, 403, 405, 410])
+def test_an_error_that_leaves_the_connection_usable_is_counted_and_data_flows(stack: Stack, code: int) -> None:
+    stack.upstream.subscribe_error = code
+    stack.start_hub(["AAPL"])
+    wait_until(lambda: stack.feed().errors.get(code), "the error is counted")
+    stack.upstream.send([alpaca_stream.encode_bar_item(build_bar("AAPL", 1))])
+    assert names(stack.market.read(1)) == ["AAPL"]
+    assert (stack.feed().state, stack.feed().reconnects) == (ConnectionState.CONNECTED, 0)
+
+
+@pytest.mark.parametrize("code", [401, 404, 407, 500])
+def test_an_error_that_costs_the_connection_is_followed_by_a_new_one(stack: Stack, code: int) -> None:
+    stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    stack.upstream.send([alpaca_stream.encode_bar_item(build_bar("AAPL", 1)), alpaca_stream.encode_error_item(code)])
+    assert names(stack.market.read(1)) == ["AAPL"]
+    wait_until(lambda: stack.feed().reconnects == 1, "connected again")
+    stack.upstream.wait_subscribed({"AAPL"})
+    assert stack.feed().errors == {code: 1}
+
+
+def test_after_too_many_tries_the_feed_is_in_error_and_tried_again_slowly(stack: Stack) -> None:
+    stack.upstream.http_status = 503
+    stack.start_hub(["AAPL"], timing=UpstreamTiming(max_attempts=2, slow_retry_s=0.3))
+    wait_until(lambda: stack.feed().state is ConnectionState.ERROR, "the tries are used up")
+    stack.upstream.http_status = 0
+    stack.upstream.wait_subscribed({"AAPL"})
+
+
+def test_what_is_unknown_or_malformed_is_counted_and_costs_only_itself(stack: Stack) -> None:
+    stack.start_hub(["AAPL", "IBM"])
+    session = stack.upstream.wait_subscribed({"AAPL", "IBM"})
+    stack.upstream.send_raw("{no json", session)
+    bad = {**alpaca_stream.encode_bar_item(build_bar("AAPL", 1)), "c": None}
+    stack.upstream.send([{"T": "zz", "S": "AAPL"}, bad, alpaca_stream.encode_bar_item(build_bar("IBM", 1))])
+    assert names(stack.market.read(1)) == ["IBM"]
+    feed = stack.feed()
+    assert feed.ignored == {"zz": 1}
+    assert feed.malformed["b: missing price"] == 1
+    assert sum(feed.malformed.values()) == 2
+    assert stack.hub is not None
+    assert stack.hub.status().dropped == 2
+    assert feed.reconnects == 0
+
+
+# --- back-pressure and the end
+
+
+def test_without_pubsub_the_buffer_is_bounded_and_nothing_is_lost(stack: Stack) -> None:
+    capacity = 200
+    hub = stack.start_hub(["AAPL"], capacity=capacity)
+    stack.upstream.wait_subscribed({"AAPL"})
+    port = stack.pubsub.port
+    stack.pubsub.stop()
+    slices = 600
+    for number in range(1, slices + 1):  # TCP takes what the hub does not read
+        stack.upstream.send_slice(number, ["AAPL"])
+    topic = hub.status().topics[0]
+    wait_until(lambda: hub.status().topics[0].pending >= capacity, "the buffer is full")
+    held_s = time.monotonic() + 2 * QUICK.silence_timeout_s
+    wait_until(lambda: time.monotonic() > held_s, "twice the time-out of silence")
+    assert capacity <= hub.status().topics[0].pending <= capacity + 2
+    assert stack.feed().reconnects == 0  # what we do not read is not called silent
+    stack.market.close()
+    stack.pubsub = EmbeddedPubSub(port=port, topics=[f"projects/{PROJECT}/topics/market-data"])
+    stack.pubsub.start()
+    wait_until(lambda: hub.status().topics[0].published == 2 * slices, "everything is published")
+    topic = hub.status().topics[0]
+    assert (topic.dropped, topic.pending) == (0, 0)
+    assert topic.failures >= 1
+
+
+def test_stop_publishes_what_was_taken_and_closes_upstream(stack: Stack) -> None:
+    hub = stack.start_hub(["AAPL"])
+    stack.upstream.wait_subscribed({"AAPL"})
+    stack.upstream.send([alpaca_stream.encode_bar_item(build_bar("AAPL", 1))])
+    wait_until(lambda: stack.feed().bars == 1, "the bar is taken")
+    hub.stop()
+    hub.stop()
+    assert names(stack.market.read(1)) == ["AAPL"]
+    wait_until(lambda: not stack.upstream.open, "the server sees it closed")
+    assert stack.feed().state is ConnectionState.DISCONNECTED
+
+
+def test_stop_ends_a_wait_for_a_server_that_is_not_there(stack: Stack) -> None:
+    stack.upstream.http_status = 401
+    hub = stack.start_hub(["AAPL"], timing=UpstreamTiming(slow_retry_s=60.0))
+    wait_until(lambda: stack.feed().state is ConnectionState.ERROR, "the feed is in error")
+    started_s = time.monotonic()
+    hub.stop()
+    assert time.monotonic() - started_s < 2.0
+
+
+def test_a_hub_is_started_once(stack: Stack) -> None:
+    hub = stack.start_hub()
+    with pytest.raises(HubError, match="started once"):
+        hub.start()
