@@ -1,0 +1,596 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+
+from dry_work.clock import MINUTE_NS, SECOND_NS, ManualClock
+from dry_work.embedded.pubsub import EmbeddedPubSub
+from dry_work.errors import ConfigError, FeedError, LeaseHeldError
+from dry_work.feeds.router import PubSubMarketSource, _Intake, _StaleWatch
+from dry_work.feeds.subscriptions import OWNER_LABEL, build_labels, describe_owner, subscription_id
+from dry_work.market.messages import Bar, Envelope, News, Slice, Watermark
+from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
+from dry_work.wakeup import Wakeup
+from dry_work.wire.pubsub import encode_bar, encode_news, encode_watermark
+
+PROJECT = "demo"
+START_NS = 1_704_205_800_000_000_000
+
+
+def bar(symbol: str, minute: int, close: float = 1.0, **fields: Any) -> Bar:
+    start = START_NS + (minute - 1) * MINUTE_NS
+    return Bar(symbol=symbol, ts_event_ns=start, open=close, high=close, low=close, close=close, volume=1, **fields)
+
+
+class Server:
+    """An embedded server with clients on it."""
+
+    def __init__(self, pubsub: EmbeddedPubSub) -> None:
+        self.pubsub = pubsub
+        self._channel = grpc.insecure_channel(pubsub.target)
+        self.publisher = PublisherClient(transport=PublisherGrpcTransport(channel=self._channel))
+        self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel))
+        self._seq: dict[str, int] = {}
+
+    def publish(self, topic: str, *messages: tuple[bytes, Mapping[str, str]]) -> None:
+        self.publisher.publish(
+            topic=f"projects/{PROJECT}/topics/{topic}",
+            messages=[{"data": data, "attributes": dict(attributes)} for data, attributes in messages],
+        )
+
+    def publish_numbered(self, topic: str, *values: Bar | Watermark, epoch: str = "e1") -> None:
+        encoded = []
+        for value in values:
+            seq = self._seq[topic] = self._seq.get(topic, 0) + 1
+            encode: Any = encode_bar if isinstance(value, Bar) else encode_watermark
+            encoded.append(encode(value, epoch=epoch, seq=seq))
+        self.publish(topic, *encoded)
+
+    def subscriptions(self) -> dict[str, Any]:
+        found = self.subscriber.list_subscriptions(project=f"projects/{PROJECT}")
+        return {each.name.rpartition("/")[2]: each for each in found}
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    pubsub = EmbeddedPubSub(
+        topics=[f"projects/{PROJECT}/topics/{t}" for t in ("market-data", "crypto-data", "news-data")]
+    )
+    pubsub.start()
+    clients = Server(pubsub)
+    try:
+        yield clients
+    finally:
+        clients.close()
+        pubsub.stop()
+
+
+class Sources:
+    """Starts sources and takes their events as the engine does."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._started: list[PubSubMarketSource] = []
+
+    def build(self, symbols: Sequence[str] = ("A", "B"), **settings: Any) -> PubSubMarketSource:
+        settings = {"agent_id": "a1", "owner_nonce": "n1", "endpoint": self._server.pubsub.target} | settings
+        settings.setdefault("rng", random.Random(1))
+        source = PubSubMarketSource(project_id=PROJECT, symbols=symbols, **settings)
+        self._started.append(source)
+        return source
+
+    def start(self, symbols: Sequence[str] = ("A", "B"), **settings: Any) -> Reader:
+        source = self.build(symbols, **settings)
+        wakeup = Wakeup()
+        source.start(wakeup)
+        return Reader(source, wakeup)
+
+    def stop(self) -> None:
+        for source in self._started:
+            source.stop()
+
+
+class Reader:
+    def __init__(self, source: PubSubMarketSource, wakeup: Wakeup) -> None:
+        self.source = source
+        self.wakeup = wakeup
+
+    def next(self, timeout_s: float = 10.0) -> SourceEvent:
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            event = self.source.take()
+            if event is not None:
+                return event
+            wait_s = self.source.wait_s()
+            self.wakeup.wait(left if wait_s is None else min(left, wait_s))
+        raise AssertionError(f"no event within {timeout_s} s; counters {dict(self.source.counters())}")
+
+    def next_slice(self, timeout_s: float = 10.0) -> Slice:
+        event = self.next(timeout_s)
+        assert isinstance(event, Slice), event
+        return event
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not true within {timeout_s} s; counters {dict(self.source.counters())}")
+            assert self.source.take() is None
+            self.wakeup.wait(0.05)
+
+
+@pytest.fixture
+def sources(server: Server) -> Iterator[Sources]:
+    found = Sources(server)
+    yield found
+    found.stop()
+
+
+def summary(piece: Slice) -> list[str]:
+    return [f"{each.symbol}@{(each.end_ns - START_NS) // MINUTE_NS}" for each in piece.bars]
+
+
+def test_bars_of_all_topics_come_in_one_slice(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A", "BTC/USD", "B"), watermarks=False)
+    server.publish("crypto-data", encode_bar(bar("BTC/USD", 1, 100.5)))
+    server.publish("market-data", encode_bar(bar("B", 1)), encode_bar(bar("A", 1)))
+    piece = reader.next_slice()
+    assert summary(piece) == ["A@1", "BTC/USD@1", "B@1"]
+    assert piece.end_ns == START_NS + MINUTE_NS
+    assert piece.bars[1].close == 100.5
+    assert piece.bars[1].ts_recv_ns > 0
+    assert reader.source.counters() == {"messages": 3, "slices": 1, "bars": 3}
+
+
+def test_watermarks_release_slices_with_their_number(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A", "BTC/USD"))
+    for number, count in ((1, 1), (2, 0)):
+        for topic, symbol in (("market-data", "A"), ("crypto-data", "BTC/USD")):
+            bars = [bar(symbol, number)] if count else []
+            end_ns = START_NS + number * MINUTE_NS
+            mark = Watermark(slice=number, end_ns=end_ns, bars=count, event_id=f"0{number}", last=number == 2)
+            server.publish_numbered(topic, *bars, mark)
+    first, second = reader.next_slice(), reader.next_slice()
+    assert (first.number, first.event_id, first.last, summary(first)) == (1, "01", False, ["A@1", "BTC/USD@1"])
+    assert (second.number, second.event_id, second.last, second.bars) == (2, "02", True, ())
+    assert reader.source.wait_s() is None
+
+
+def test_subscriptions_are_made_as_agreed_and_deleted_at_the_stop(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A", "BTC/USD"))
+    found = server.subscriptions()
+    assert sorted(found) == ["agent-a1-crypto-data", "agent-a1-market-data"]
+    stock = found["agent-a1-market-data"]
+    assert stock.topic == f"projects/{PROJECT}/topics/market-data"
+    assert stock.ack_deadline_seconds == 30
+    assert stock.expiration_policy.ttl.total_seconds() == 86_400
+    assert stock.filter == ""
+    assert stock.labels[OWNER_LABEL] == "n1"
+    reader.source.stop()
+    assert server.subscriptions() == {}
+    reader.source.stop()
+
+
+def test_only_the_topics_of_the_symbols_are_subscribed(server: Server, sources: Sources) -> None:
+    sources.start(("BTC/USD",))
+    assert sorted(server.subscriptions()) == ["agent-a1-crypto-data"]
+
+
+def test_no_thread_is_left_after_the_stop(server: Server, sources: Sources) -> None:
+    before = set(threading.enumerate())
+    reader = sources.start(("A", "BTC/USD"), watermarks=False)
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    server.publish("crypto-data", encode_bar(bar("BTC/USD", 1)))
+    reader.next_slice()
+    begun = time.monotonic()
+    reader.source.stop()
+    assert time.monotonic() - begun < 3
+    deadline = time.monotonic() + 5
+    while (left := [t.name for t in threading.enumerate() if t not in before and t.is_alive()]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_bad_duplicate_and_foreign_messages_are_counted_and_the_rest_goes_on(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A", "B"), watermarks=False)
+    good = encode_bar(bar("A", 1, extra={"rsi": 5.0}))
+    server.publish(
+        "market-data",
+        (b"\xff", {"symbol": "A"}),
+        (b"[1]", {"symbol": "A"}),
+        (b'{"type":"quote"}', {"symbol": "A"}),
+        (json.dumps({"open": 1, "high": 1, "low": 1}).encode(), {"symbol": "A"}),
+        (json.dumps({"open": 1, "high": 1, "low": 1, "close": -1}).encode(), {"symbol": "A"}),
+        (b"[]", {"encoding": "batch"}),
+        encode_bar(bar("A", 10_000_000)),
+        encode_bar(bar("FOREIGN", 1)),
+        good,
+        good,
+        encode_bar(bar("A", 0)),
+        encode_bar(bar("A", 1, revision=1)),
+        (json.dumps({"open": 1, "high": 1, "low": 1, "close": 1, "lines": 1, "x y": 2, "symbol": "Z"}).encode(), {}),
+        encode_bar(bar("B", 1)),
+    )
+    piece = reader.next_slice()
+    assert summary(piece) == ["A@1", "B@1"]
+    assert piece.bars[0].extra == {"rsi": 5.0}
+    assert reader.source.counters() == {
+        "messages": 14,
+        "dropped_not_json": 1,
+        "dropped_not_a_json_object": 1,
+        "dropped_unknown_type": 1,
+        "dropped_missing_price": 1,
+        "dropped_negative_price": 1,
+        "dropped_batch_form": 1,
+        "dropped_future_timestamp": 1,
+        "unwanted_bars": 2,
+        "ignored_fields": 2,
+        "duplicate_bars": 1,
+        "older_bars": 1,
+        "revised_bars": 1,
+        "slices": 1,
+        "bars": 2,
+    }
+    deadline = time.monotonic() + 10
+    while server.pubsub.counters()["acknowledged"] < 14 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.pubsub.counters()["acknowledged"] == 14
+
+
+def test_a_message_that_cannot_be_read_makes_no_gap(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), watermarks=False)
+    server.publish_numbered("market-data", bar("A", 1))
+    server.publish("market-data", (b"?", {"epoch": "e1", "seq": "2"}))
+    server._seq["market-data"] = 2
+    server.publish_numbered("market-data", bar("A", 2))
+    assert [summary(reader.next_slice()) for _ in range(2)] == [["A@1"], ["A@2"]]
+    assert reader.source.counters().get("gaps", 0) == 0
+
+
+def test_messages_out_of_order_and_twice_are_put_right(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), watermarks=False)
+    messages = [encode_bar(bar("A", minute), epoch="e1", seq=minute) for minute in range(1, 6)]
+    server.publish("market-data", *(messages[place] for place in (0, 2, 1, 2, 4, 3, 0)))
+    assert [summary(reader.next_slice()) for _ in range(5)] == [[f"A@{minute}"] for minute in range(1, 6)]
+    reader.wait_until(lambda: reader.source.counters().get("duplicate_messages") == 2)
+
+
+def test_news_comes_from_its_own_topic(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), news_topic="news-data")
+    server.publish("news-data", encode_news(News(symbols=("A",), headline="h")))
+    event = reader.next()
+    assert isinstance(event, News)
+    assert (event.symbols, event.headline) == (("A",), "h")
+    assert reader.source.counters()["news"] == 1
+
+
+def test_messages_from_before_the_start_are_not_delivered(server: Server, sources: Sources) -> None:
+    # As a process leaves it that was killed.
+    server.subscriber.create_subscription(
+        request={
+            "name": f"projects/{PROJECT}/subscriptions/agent-a1-market-data",
+            "topic": f"projects/{PROJECT}/topics/market-data",
+            "labels": {OWNER_LABEL: "n1"},
+        }
+    )
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    reader = sources.start(("A",), watermarks=False)
+    server.publish("market-data", encode_bar(bar("A", 2)))
+    assert summary(reader.next_slice()) == ["A@2"]
+    assert reader.source.counters()["messages"] == 1
+
+
+def test_a_subscription_without_owner_is_replaced(server: Server, sources: Sources) -> None:
+    server.subscriber.create_subscription(
+        request={
+            "name": f"projects/{PROJECT}/subscriptions/agent-a1-market-data",
+            "topic": f"projects/{PROJECT}/topics/news-data",
+            "filter": 'attributes.symbol = "X"',
+        }
+    )
+    reader = sources.start(("A",), watermarks=False)
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    assert summary(reader.next_slice()) == ["A@1"]
+
+
+def test_the_same_agent_id_of_another_owner_is_refused(server: Server, sources: Sources) -> None:
+    first = sources.start(("A",), watermarks=False)
+    second = sources.build(("A", "BTC/USD"), owner_nonce="n2")
+    with pytest.raises(LeaseHeldError) as caught:
+        second.start(Wakeup())
+    text = str(caught.value)
+    for fact in ("agent-a1-market-data", "'a1'", socket.gethostname().lower()[:20], "AGENT_ID", "--take-over",
+                 "gcloud pubsub subscriptions delete agent-a1-market-data --project demo"):  # fmt: skip
+        assert fact in text
+    assert sorted(server.subscriptions()) == ["agent-a1-market-data"]
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    assert summary(first.next_slice()) == ["A@1"]
+
+
+def test_an_agent_that_is_taken_over_fails_and_leaves_the_subscription_alone(server: Server, sources: Sources) -> None:
+    first = sources.start(("A",), watermarks=False)
+    second = sources.start(("A",), watermarks=False, owner_nonce="n2", take_over=True)
+    events = []
+    while not events or not isinstance(events[-1], SourceFailed):
+        events.append(first.next())
+    failed = events[-1]
+    assert isinstance(failed, SourceFailed)
+    assert "agent-a1-market-data was deleted or taken over" in str(failed.error)
+    first.source.stop()
+    assert server.subscriptions()["agent-a1-market-data"].labels[OWNER_LABEL] == "n2"
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    assert summary(second.next_slice()) == ["A@1"]
+
+
+def test_a_subscription_that_changes_hands_in_silence_is_noticed(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), owner_check_s=0.05)
+    request = {"subscription": f"projects/{PROJECT}/subscriptions/agent-a1-market-data"}
+    server.subscriber.delete_subscription(request=request)
+    event = reader.next()
+    while isinstance(event, SourceStatus):
+        event = reader.next()
+    assert isinstance(event, SourceFailed)
+    assert isinstance(event.error, FeedError)
+
+
+def test_a_missing_topic_is_named_with_what_to_do(server: Server, sources: Sources) -> None:
+    source = sources.build(("A", "BTC/USD"), crypto_topic="nowhere")
+    with pytest.raises(ConfigError) as caught:
+        source.start(Wakeup())
+    for fact in ("'nowhere'", "'demo'", "gcloud pubsub topics create nowhere --project demo"):
+        assert fact in str(caught.value)
+    assert server.subscriptions() == {}
+
+
+def test_pubsub_that_is_not_there_is_an_error_within_the_time_limit() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        source = PubSubMarketSource(
+            project_id=PROJECT, symbols=["A"], agent_id="a1", owner_nonce="n1", endpoint=endpoint, connect_timeout_s=0.5
+        )
+        begun = time.monotonic()
+        with pytest.raises(FeedError, match=endpoint):
+            source.start(Wakeup())
+        assert time.monotonic() - begun < 4
+        source.stop()
+
+
+def test_pubsub_that_does_not_answer_is_an_error_within_the_time_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        source = PubSubMarketSource(
+            project_id=PROJECT, symbols=["A"], agent_id="a1", owner_nonce="n1", endpoint=endpoint, connect_timeout_s=0.5
+        )
+        begun = time.monotonic()
+        with pytest.raises(FeedError, match=endpoint):
+            source.start(Wakeup())
+        assert time.monotonic() - begun < 4
+        source.stop()
+
+
+def test_the_emulator_host_of_the_environment_is_used(
+    server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.pubsub.target)
+    sources.start(("A",), endpoint=None)
+    assert sorted(server.subscriptions()) == ["agent-a1-market-data"]
+
+
+def test_a_full_buffer_stops_the_pull_and_loses_nothing(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), watermarks=False, buffer_messages=10)
+    count = 300
+    server.publish_numbered("market-data", *(bar("A", minute) for minute in range(1, count + 1)))
+    deadline = time.monotonic() + 10
+    while not reader.source.counters().get("buffer_full") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    counters = reader.source.counters()
+    assert counters["buffer_full"] >= 1
+    assert counters["messages"] <= 11
+    taken = [summary(reader.next_slice()) for _ in range(count)]
+    assert taken == [[f"A@{minute}"] for minute in range(1, count + 1)]
+
+
+def test_a_stop_while_the_buffer_is_full_does_not_hang(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), watermarks=False, buffer_messages=1)
+    server.publish_numbered("market-data", *(bar("A", minute) for minute in range(1, 50)))
+    deadline = time.monotonic() + 10
+    while not reader.source.counters().get("buffer_full") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    begun = time.monotonic()
+    reader.source.stop()
+    assert time.monotonic() - begun < 4
+    assert server.subscriptions() == {}
+
+
+def test_a_stop_while_pubsub_is_gone_ends_in_time(sources: Sources, server: Server) -> None:
+    reader = sources.start(("A",))
+    server.pubsub.stop()
+    event = reader.next()
+    assert isinstance(event, SourceStatus)
+    assert not event.connected
+    assert event.detail
+    begun = time.monotonic()
+    reader.source.stop(timeout_s=3.0)
+    assert time.monotonic() - begun < 5
+
+
+class Cable:
+    """A TCP relay that can be pulled and plugged in again."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._server.getsockname()[1]}"
+        self._pairs: list[socket.socket] = []
+        self._plugged = True
+        self._lock = threading.Lock()
+        self._closed = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            with self._lock:
+                if not self._plugged:
+                    client.close()
+                    continue
+                upstream = socket.create_connection(self._target)
+                self._pairs += [client, upstream]
+            for source, sink in ((client, upstream), (upstream, client)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _relay(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for each in (source, sink):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def pull(self) -> None:
+        with self._lock:
+            self._plugged = False
+            for each in self._pairs:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+            self._pairs.clear()
+
+    def plug(self) -> None:
+        with self._lock:
+            self._plugged = True
+
+    def close(self) -> None:
+        self.pull()
+        self._server.close()
+
+
+def test_a_lost_connection_is_told_and_nothing_is_lost_with_it(server: Server, sources: Sources) -> None:
+    cable = Cable(server.pubsub.port)
+    try:
+        reader = sources.start(("A",), watermarks=False, endpoint=cable.endpoint)
+        server.publish_numbered("market-data", bar("A", 1))
+        assert summary(reader.next_slice()) == ["A@1"]
+        cable.pull()
+        event = reader.next()
+        assert isinstance(event, SourceStatus)
+        assert not event.connected
+        server.publish_numbered("market-data", bar("A", 2))
+        cable.plug()
+        event = reader.next(20)
+        assert event == SourceStatus(connected=True, detail="Pub/Sub is back")
+        assert summary(reader.next_slice(20)) == ["A@2"]
+        assert reader.source.counters()["reconnects"] == 1
+        reader.source.stop()
+    finally:
+        cable.close()
+
+
+def test_a_subscription_id_that_pubsub_would_refuse_is_an_error() -> None:
+    assert subscription_id("a1", "market-data") == "agent-a1-market-data"
+    for agent_id, topic in (("", "t"), ("a", ""), ("a/b", "t"), ("a", "projects/p/topics/t"), ("a" * 250, "topic")):
+        with pytest.raises(ConfigError, match="make no subscription id"):
+            subscription_id(agent_id, topic)
+
+
+@pytest.mark.parametrize("change", [{"symbols": []}, {"owner_nonce": "A B"}, {"owner_nonce": ""}, {"project_id": ""}])
+def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"project_id": "p", "symbols": ["A"], "agent_id": "a", "owner_nonce": "n"}
+    PubSubMarketSource(**good)
+    with pytest.raises(ConfigError):
+        PubSubMarketSource(**(good | change))
+
+
+def test_an_owner_is_described_by_what_the_labels_say() -> None:
+    labels = build_labels("n1", ManualClock(1_700_000_000 * SECOND_NS))
+    assert "since 2023-11-14T22:13:20Z" in describe_owner(labels)
+    assert describe_owner({}) == "process ? on ? since ?"
+
+
+def test_a_closed_intake_takes_nothing() -> None:
+    intake = _Intake(1)
+    item = Envelope(topic="t", message=News(symbols=(), headline="h"))
+    tended = threading.Event()
+    assert intake.put(item, tended.set)
+    assert not tended.is_set()
+    blocked = threading.Thread(target=intake.put, args=(item, tended.set), daemon=True)
+    blocked.start()
+    assert tended.wait(5)
+    intake.close()
+    blocked.join(5)
+    assert not blocked.is_alive()
+    assert not intake.put(item, tended.set)
+    assert intake.get() is item
+    assert intake.get() is None
+
+
+def test_a_symbol_is_stale_once_while_its_market_is_open() -> None:
+    open_markets = {"A"}
+    watch = _StaleWatch(["A", "B"], 100, lambda symbol, _: symbol in open_markets)
+    watch.begin(0)
+    assert watch.look(99, 0) == 0
+    assert watch.look(100, 0) == 1  # A; the market of B is closed
+    assert watch.look(250, 0) == 0
+    watch.note("A", 260)
+    open_markets.add("B")
+    assert watch.look(360, 0) == 2
+    watch.note("unknown", 400)
+    assert watch.look(1000, 0) == 0
+
+
+def test_stale_symbols_are_counted_although_nothing_arrives(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), stale_s=0.1)
+    assert reader.source.wait_s() is not None
+    reader.wait_until(lambda: reader.source.counters().get("stale_symbols") == 1)
+
+
+@pytest.mark.slow
+def test_what_waits_for_room_is_not_delivered_again(
+    server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dry_work.feeds.subscriber._LEASE_S", 10)  # the least that Pub/Sub allows
+    monkeypatch.setattr("dry_work.feeds.subscriber._EXTEND_AFTER_S", 2.0)
+    reader = sources.start(("A",), watermarks=False, buffer_messages=1)
+    server.publish_numbered("market-data", bar("A", 1), bar("A", 2), bar("A", 3))
+    deadline = time.monotonic() + 12
+    while time.monotonic() < deadline:
+        assert server.pubsub.counters()["expired"] == 0
+        time.sleep(0.2)
+    assert [summary(reader.next_slice()) for _ in range(3)] == [["A@1"], ["A@2"], ["A@3"]]
+    assert server.pubsub.counters()["delivered"] == 3
+
+
+def test_a_stream_tells_the_server_that_somebody_is_here(
+    server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dry_work.feeds.subscriptions._BEAT_S", 0.05)
+    reader = sources.start(("A",), watermarks=False)
+    time.sleep(0.3)  # several beats
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    assert summary(reader.next_slice()) == ["A@1"]
+    assert reader.source.counters().get("reconnects") is None
