@@ -1,0 +1,1 @@
+"""The live engine and the runner around it."""

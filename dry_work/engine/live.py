@@ -1,0 +1,358 @@
+"""The live engine: a Cerebro that sleeps until something arrives. Single thread.
+
+It takes one slice of bars at a time, moves the feeds that have a bar in it, then does for every clone and resampled
+feed what stock Backtrader's loop does with the slice's time (force, retry, rewind), then broker, then strategies. So
+the order of calls is that of `Cerebro._runnext` on the same slices, while a feed without a bar costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import backtrader as bt
+from backtrader.utils.date import num2date
+
+from dry_work.errors import ConfigError, FeedError
+from dry_work.feeds.base import LiveClone, LiveFeed
+from dry_work.market.messages import Bar, News, Slice
+from dry_work.ports import MarketSource, SourceFailed, SourceStatus
+from dry_work.wakeup import Wakeup
+
+
+class LockStepBroker(Protocol):
+    """What the engine asks of a broker whose venue waits for it."""
+
+    slice_end_ns: int
+
+    def has_seen(self, event_id: str) -> bool: ...
+    def end_slice(self, number: int) -> None: ...
+
+
+class LiveCerebro(bt.Cerebro):
+    """A Cerebro driven by slices of a market source instead of by polling its feeds.
+
+    All its feeds are `LiveFeed`s and clones of them. `run` returns when the source says that no slice follows, after
+    `runstop`, or with the error of a source that failed.
+
+    Args:
+        source: where slices come from.
+        wakeup: what the engine sleeps on; the broker raises it too.
+        warmup: slices from before the start; they move feeds and indicators, but no strategy hears of them.
+        lockstep: the venue waits for each slice: `next` runs when all its trade events are there, and notifications
+            come with slices only.
+        forward_prenext: call `next` where Backtrader would call `prenext`.
+        beat: called from the loop, at least every `beat_s` seconds; writes the heartbeat.
+        check: called at every turn of the loop; raises what has failed elsewhere.
+        on_slice: called after each slice of live bars with it.
+        max_event_wait_s: in lock-step, how long a slice's trade events may take before the run fails.
+    """
+
+    # A fill must be told when it happens, not with the symbol's next bar, which may be minutes away.
+    params = (("live", True), ("stdstats", False), ("quicknotify", True))
+
+    def __init__(
+        self,
+        *,
+        source: MarketSource,
+        wakeup: Wakeup,
+        warmup: Iterable[Slice] = (),
+        lockstep: bool = False,
+        forward_prenext: bool = False,
+        beat: Callable[[], None] | None = None,
+        beat_s: float = 15.0,
+        check: Callable[[], None] | None = None,
+        on_slice: Callable[[Slice], None] | None = None,
+        max_event_wait_s: float = 60.0,
+    ) -> None:
+        super().__init__()
+        if lockstep:
+            self.p.quicknotify = False
+        for name in ("cheat_on_open", "oldsync"):
+            if getattr(self.p, name):
+                raise ConfigError(f"{name}=True has no meaning in a live run; leave it out")
+        self._source = source
+        self._wakeup = wakeup
+        self._warmup = warmup
+        self._lockstep = lockstep
+        self._forward_prenext = forward_prenext
+        self._beat = beat
+        self._beat_s = beat_s
+        self._check_health = check
+        self._on_slice = on_slice
+        self._max_event_wait_s = max_event_wait_s
+        self._next_beat = 0.0
+        self.on_ready: Callable[[], None] | None = None  # called once before the first live slice, after the warm-up
+        self._live = False
+        self._connected = True
+        self._swallowed_nextstart: set[int] = set()
+        self._slice_time = 0.0
+        self.bars: Counter[str] = Counter()  # live bars delivered, by symbol
+        self.warmup_bars: Counter[str] = Counter()
+        self.late_bars = 0  # bars that came behind their symbol's last one and were left out
+        self.slices = 0
+        self.end_of_data = False
+
+    def runstop(self) -> None:
+        """End the run as soon as possible; from any thread or signal handler."""
+        super().runstop()
+        self._wakeup.set()
+
+    # The loop
+
+    def _runnext(self, runstrats: list[Any]) -> None:
+        self._prepare(runstrats)
+        for piece in self._warmup:
+            self._warm(piece, runstrats)
+            if self._event_stop:
+                return
+        if self.on_ready is not None:
+            self.on_ready()
+        broker = self._broker
+        while not self._event_stop:
+            self._tick()
+            event = self._source.take()
+            if event is None:
+                self._idle()
+                if self._event_stop:
+                    return
+                wait_s = self._source.wait_s()
+                self._wakeup.wait(self._beat_s if wait_s is None else min(wait_s, self._beat_s))
+            elif isinstance(event, Slice):
+                if self._lockstep and not self._await_events(broker, event):
+                    return
+                self._step(event, runstrats)
+                if self._event_stop:
+                    return
+                if self._on_slice is not None:
+                    self._on_slice(event)
+                if event.last:
+                    self._finish(runstrats)
+                    self.end_of_data = True
+                if self._lockstep and event.number is not None:
+                    broker.end_slice(event.number)
+                if event.last:
+                    return
+            elif isinstance(event, SourceStatus):
+                self._change_status(event)
+            elif isinstance(event, News):
+                self._notify_news(event)
+            else:
+                self._raise_failure(event)
+
+    def _prepare(self, runstrats: list[Any]) -> None:
+        datas = sorted(self.datas, key=lambda data: (data._timeframe, data._compression))
+        self._feeds: dict[str, list[LiveFeed]] = {}
+        for data in datas:
+            if isinstance(data, LiveFeed):
+                self._feeds.setdefault(data.symbol, []).append(data)
+                data.engine_driven = True
+            elif not isinstance(data, LiveClone):
+                raise ConfigError(
+                    f"{type(data).__name__} is no live feed: the live engine takes LiveFeed and its clones"
+                )
+        self._sorted_datas = datas
+        # A feed that is resampled in place gives a bar also when none of its own arrived, so it is always looked at.
+        self._derived = [data for data in datas if isinstance(data, LiveClone) or data.resampling]
+        self._rank = {id(data): rank for rank, data in enumerate(datas)}
+        self._live = False
+        self._swallowed_nextstart.clear()
+        if self._forward_prenext:
+            for strat in runstrats:
+                strat.prenext = strat.next
+
+    def _tick(self) -> None:
+        if self._check_health is not None:
+            self._check_health()
+        if self._beat is None:
+            return
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + self._beat_s
+            self._beat()
+
+    def _await_events(self, broker: LockStepBroker, piece: Slice) -> bool:
+        """Sleep until the broker has the slice's trade events; False when the run is to stop."""
+        deadline = time.monotonic() + self._max_event_wait_s
+        while not broker.has_seen(piece.event_id):
+            if self._event_stop:
+                return False
+            self._tick()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                waited = f"{self._max_event_wait_s:g} s"
+                raise FeedError(f"slice {piece.number}: trade event {piece.event_id} did not arrive within {waited}")
+            self._wakeup.wait(min(left, self._beat_s))
+        # The flag may have been raised for the source as well; it is looked at next in any case.
+        return not self._event_stop
+
+    def _idle(self) -> None:
+        self._storenotify()
+        self._datanotify()
+        if not self._lockstep and not self._event_stop:
+            self._brokernotify()
+
+    # One slice
+
+    def _step(self, piece: Slice, runstrats: list[Any]) -> None:
+        if not self._live:
+            self._live = True
+            self._put_status(bt.DataBase.LIVE)
+        self._broker.slice_end_ns = piece.end_ns
+        self._storenotify()
+        if self._event_stop:
+            return
+        self._datanotify()
+        if self._event_stop:
+            return
+        moved = self._move(piece, self.bars)
+        self.slices += 1
+        self._datanotify()
+        if self._event_stop:
+            return
+        if moved:
+            self._check_timers(runstrats, self._slice_time, cheat=True)
+        self._brokernotify()
+        if self._event_stop or not moved:
+            return
+        self._deliver(runstrats)
+
+    def _deliver(self, runstrats: list[Any]) -> None:
+        self._check_timers(runstrats, self._slice_time, cheat=False)
+        for strat in runstrats:
+            if id(strat) in self._swallowed_nextstart:
+                # Its minimum period ended during the warm-up, so Backtrader will not call `nextstart` any more.
+                self._swallowed_nextstart.discard(id(strat))
+                strat.next = _nextstart_once(strat)
+            strat._next()
+            if self._event_stop:
+                return
+            self._next_writers(runstrats)
+
+    def _offer(self, bars: Iterable[Bar], counts: Counter[str]) -> list[Any]:
+        touched: list[Any] = []
+        for bar in bars:
+            for feed in self._feeds.get(bar.symbol, ()):
+                if feed.offer(bar):
+                    touched.append(feed)
+                    counts[bar.symbol] += 1
+                else:
+                    self.late_bars += 1
+        return touched
+
+    def _move(self, piece: Slice, counts: Counter[str]) -> bool:
+        """Move the feeds of the slice and what follows from them; tell whether any data has a new bar."""
+        touched = self._offer(piece.bars, counts)
+        if not touched:
+            return False
+        if self._derived:
+            merged = {id(data): data for data in (*touched, *self._derived)}
+            datas = sorted(merged.values(), key=lambda data: self._rank[id(data)])
+        else:
+            datas = touched
+        results = [data.next(ticks=False) for data in datas]
+        times = [data.datetime[0] if result else None for data, result in zip(datas, results, strict=True)]
+        if not any(result for result in results):
+            return False  # all went into bars that are not complete
+        # The slice's time is that of its newest bar. Late bars in it keep their own, earlier time.
+        masters = [(at, -rank) for rank, at in enumerate(times) if at is not None and not _is_resampled(datas[rank])]
+        if not masters:
+            masters = [(at, -rank) for rank, at in enumerate(times) if at is not None]
+        slice_time, rank = max(masters)
+        master = datas[-rank]
+        self._slice_time = slice_time
+        self._dtmaster = master.num2date(slice_time)
+        self._udtmaster = num2date(slice_time)
+        for index, data in enumerate(datas):
+            if not results[index]:
+                data.market_time = self._udtmaster
+                data._check(forcedata=master)
+                if data.next(datamaster=master, ticks=False):
+                    times[index] = data.datetime[0]
+        for data, at in zip(datas, times, strict=True):
+            if at is None:
+                continue
+            if at > slice_time:
+                data.rewind()
+            elif not data.replaying:
+                data._tick_fill(force=True)
+        return True
+
+    def _finish(self, runstrats: list[Any]) -> None:
+        """Deliver what resamplers still hold, as stock Backtrader does at the end of its data."""
+        for feeds in self._feeds.values():
+            for feed in feeds:
+                feed.finish()
+        datas = self._sorted_datas
+        last = datas[0]._last()
+        for data in datas[1:]:
+            last += data._last(datamaster=datas[0])
+        if last:
+            self._datanotify()
+            self._check_timers(runstrats, self._slice_time, cheat=True)
+            self._brokernotify()
+            self._deliver(runstrats)
+        self._datanotify()
+        self._storenotify()
+
+    # Warm-up
+
+    def _warm(self, piece: Slice, runstrats: list[Any]) -> None:
+        if not self._move(piece, self.warmup_bars):
+            return
+        for strat in runstrats:
+            strat._clk_update()
+            for indicator in strat._lineiterators[strat.IndType]:
+                indicator._next()
+            if strat._getminperstatus() == 0:
+                self._swallowed_nextstart.add(id(strat))
+            strat.clear()
+
+    # Statuses and news
+
+    def _put_status(self, status: int, *args: Any) -> None:
+        for feeds in self._feeds.values():
+            for feed in feeds:
+                feed.put_notification(status, *args)
+
+    def _change_status(self, status: SourceStatus) -> None:
+        if status.connected == self._connected:
+            return
+        self._connected = status.connected
+        if not status.connected:
+            self._put_status(bt.DataBase.DISCONNECTED, status.detail)
+        elif self._live:
+            self._put_status(bt.DataBase.LIVE)
+        else:
+            self._put_status(bt.DataBase.DELAYED)
+
+    def _notify_news(self, news: News) -> None:
+        self._notify_store("news", news)
+        for strat in self.runningstrats:
+            strat.notify_store("news", news)
+
+    @staticmethod
+    def _raise_failure(event: SourceFailed) -> None:
+        if isinstance(event.error, Exception):
+            raise event.error
+        raise FeedError(f"market data ended: {event.error!r}") from event.error
+
+
+def _nextstart_once(strat: Any) -> Callable[[], None]:
+    def nextstart() -> None:
+        del strat.next  # from here on, also inside `nextstart`, the strategy's own
+        strat.nextstart()
+
+    return nextstart
+
+
+def _is_resampled(data: Any) -> bool:
+    return bool(data.resampling and not data.replaying)
+
+
+def slice_of(bars: Iterable[Bar], *, number: int | None = None, last: bool = False) -> Slice:
+    """Return a slice of bars that end at the same time."""
+    found = tuple(bars)
+    return Slice(end_ns=max(bar.end_ns for bar in found), bars=found, number=number, last=last)

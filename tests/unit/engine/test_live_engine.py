@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import backtrader as bt
+import pytest
+
+from dry_work.engine.live import LiveCerebro
+from dry_work.errors import ConfigError, FeedError
+from dry_work.feeds.base import LiveFeed
+from dry_work.market.messages import News, Slice
+from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
+from dry_work.wakeup import Wakeup
+
+from .sources import ListSource, make_bar, slices_of
+
+DEADLINE_S = 20.0
+
+
+class PushSource:
+    """A source that a test fills from another thread."""
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._wakeup = wakeup
+        self._events: deque[SourceEvent] = deque()
+
+    def push(self, event: SourceEvent) -> None:
+        self._events.append(event)
+        self._wakeup.set()
+
+    def start(self, wakeup: Wakeup) -> None: ...
+
+    def stop(self, timeout_s: float = 5.0) -> None: ...
+
+    def take(self) -> SourceEvent | None:
+        return self._events.popleft() if self._events else None
+
+    def wait_s(self) -> float | None:
+        return None
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
+
+
+class Recorder(bt.Strategy):
+    params = (("log", None), ("period", 1))
+
+    def __init__(self) -> None:
+        self.average = bt.ind.SMA(self.data, period=self.p.period)
+
+    def prenext(self) -> None:
+        self.p.log.append(("prenext", len(self)))
+
+    def nextstart(self) -> None:
+        self.p.log.append(("nextstart", len(self), self.average[0]))
+        self.next()
+
+    def next(self) -> None:
+        self.p.log.append(("next", len(self), self.average[0]))
+
+    def notify_data(self, data: Any, status: int, *args: Any, **kwargs: Any) -> None:
+        self.p.log.append((data._name, data._getstatusname(status)))
+
+    def notify_store(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        self.p.log.append(("store", msg, args))
+
+
+def build(source: Any, log: list[Any], symbols: tuple[str, ...] = ("AAA",), **options: Any) -> LiveCerebro:
+    period = options.pop("period", 1)
+    cerebro = LiveCerebro(source=source, wakeup=options.pop("wakeup", None) or Wakeup(), **options)
+    for symbol in symbols:
+        cerebro.adddata(LiveFeed(symbol=symbol))
+    cerebro.addstrategy(Recorder, log=log, period=period)
+    return cerebro
+
+
+def run_in_thread(cerebro: LiveCerebro) -> tuple[threading.Thread, list[BaseException]]:
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            cerebro.run()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=target, name="engine under test", daemon=True)
+    thread.start()
+    return thread, errors
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.002)
+
+
+def test_feeds_are_delayed_at_first_and_live_before_the_first_next() -> None:
+    log: list[Any] = []
+    build(ListSource(slices_of([make_bar("AAA", 0, 50.0)])), log).run()
+    assert log == [("AAA", "DELAYED"), ("AAA", "LIVE"), ("nextstart", 1, 50.0), ("next", 1, 50.0)]
+
+
+def test_warm_up_moves_indicators_but_no_strategy_hears_of_it() -> None:
+    log: list[Any] = []
+    history = slices_of([make_bar("AAA", minute, 50.0 + minute) for minute in range(3)], last=False)
+    live = slices_of([make_bar("AAA", minute, 50.0 + minute) for minute in range(3, 5)])
+    cerebro = build(ListSource(live), log, warmup=history, period=3)
+    cerebro.run()
+    assert log == [
+        ("AAA", "DELAYED"),
+        ("AAA", "LIVE"),
+        ("nextstart", 4, 52.0),
+        ("next", 4, 52.0),
+        ("next", 5, 53.0),
+    ]
+    assert cerebro.bars == {"AAA": 2}
+    assert cerebro.warmup_bars == {"AAA": 3}
+
+
+def test_a_warm_up_that_is_too_short_leaves_the_rest_to_live_bars() -> None:
+    log: list[Any] = []
+    history = slices_of([make_bar("AAA", 0, 50.0)], last=False)
+    live = slices_of([make_bar("AAA", minute, 50.0) for minute in range(1, 4)])
+    build(ListSource(live), log, warmup=history, period=3).run()
+    assert [entry[0] for entry in log[2:]] == ["prenext", "nextstart", "next", "next"]
+
+
+def test_a_live_bar_that_the_warm_up_had_is_left_out_and_counted() -> None:
+    log: list[Any] = []
+    bar = make_bar("AAA", 0, 50.0)
+    cerebro = build(ListSource(slices_of([bar, make_bar("AAA", 1, 51.0)])), log, warmup=slices_of([bar], last=False))
+    cerebro.run()
+    assert cerebro.bars == {"AAA": 1}
+    assert cerebro.late_bars == 1
+
+
+def test_prenext_is_forwarded_only_when_asked_for() -> None:
+    slices = slices_of([make_bar("AAA", minute, 50.0) for minute in range(2)])
+    for forward, expected in ((False, ["prenext", "prenext"]), (True, ["next", "next"])):
+        log: list[Any] = []
+        build(ListSource(slices), log, symbols=("AAA", "BBB"), forward_prenext=forward).run()
+        assert [entry[0] for entry in log if entry[0] in ("prenext", "next")] == expected
+
+
+def test_a_late_bar_is_delivered_in_its_slice_under_its_own_time() -> None:
+    times: list[Any] = []
+
+    class Watch(bt.Strategy):
+        def prenext(self) -> None:
+            self.next()
+
+        def next(self) -> None:
+            times.append([data.datetime.datetime().minute for data in self.datas if len(data)])
+
+    late, on_time = make_bar("AAA", 0, 50.0), make_bar("BBB", 1, 60.0)
+    first = Slice(end_ns=late.end_ns, bars=(make_bar("BBB", 0, 59.0),))
+    cerebro = LiveCerebro(
+        source=ListSource([first, Slice(end_ns=on_time.end_ns, bars=(late, on_time), last=True)]), wakeup=Wakeup()
+    )
+    for symbol in ("AAA", "BBB"):
+        cerebro.adddata(LiveFeed(symbol=symbol))
+    cerebro.addstrategy(Watch)
+    cerebro.run()
+    assert times == [[1], [1, 2]]
+
+
+def test_an_empty_slice_calls_no_next() -> None:
+    log: list[Any] = []
+    bar = make_bar("AAA", 0, 50.0)
+    cerebro = build(ListSource([Slice(end_ns=1, bars=()), *slices_of([bar])]), log)
+    cerebro.run()
+    assert [entry[0] for entry in log if entry[0] == "next"] == ["next"]
+    assert cerebro.slices == 2
+
+
+def test_a_lost_source_is_told_and_so_is_its_return() -> None:
+    log: list[Any] = []
+    events = [
+        *slices_of([make_bar("AAA", 0, 50.0)], last=False),
+        SourceStatus(connected=False, detail="reset"),
+        SourceStatus(connected=False, detail="again"),
+        SourceStatus(connected=True),
+        *slices_of([make_bar("AAA", 1, 51.0)]),
+    ]
+    build(ListSource(events), log).run()
+    statuses = [name for _, name in (entry for entry in log if entry[0] == "AAA")]
+    assert statuses == ["DELAYED", "LIVE", "DISCONNECTED", "LIVE"]
+
+
+def test_news_reach_the_strategy_as_a_store_notification() -> None:
+    log: list[Any] = []
+    news = News(symbols=("AAA",), headline="hello")
+    build(ListSource([news, *slices_of([make_bar("AAA", 0, 50.0)])]), log).run()
+    assert ("store", "news", (news,)) in log
+
+
+def test_a_failed_source_ends_the_run_with_its_error() -> None:
+    with pytest.raises(FeedError, match="gone"):
+        build(ListSource([SourceFailed(error=FeedError("gone"))]), []).run()
+
+
+def test_what_failed_elsewhere_ends_the_run() -> None:
+    wakeup = Wakeup()
+    failed = threading.Event()
+
+    def check() -> None:
+        if failed.is_set():
+            raise FeedError("a thread died")
+
+    cerebro = build(PushSource(wakeup), [], wakeup=wakeup, check=check)
+    thread, errors = run_in_thread(cerebro)
+    failed.set()
+    wakeup.set()
+    thread.join(DEADLINE_S)
+    assert [str(error) for error in errors] == ["a thread died"]
+
+
+def test_runstop_from_another_thread_ends_a_sleeping_engine() -> None:
+    wakeup = Wakeup()
+    source = PushSource(wakeup)
+    log: list[Any] = []
+    cerebro = build(source, log, wakeup=wakeup)
+    thread, errors = run_in_thread(cerebro)
+    source.push(slices_of([make_bar("AAA", 0, 50.0)], last=False)[0])
+    wait_for(lambda: ("next", 1, 50.0) in log)
+    cerebro.runstop()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+    assert errors == []
+    assert not cerebro.end_of_data
+
+
+def test_an_idle_engine_sleeps_and_still_beats() -> None:
+    wakeup = Wakeup()
+    beats: list[float] = []
+    cerebro = build(PushSource(wakeup), [], wakeup=wakeup, beat=lambda: beats.append(time.monotonic()), beat_s=0.05)
+    before = time.thread_time()
+    spent: list[float] = []
+
+    def run() -> None:
+        begun = time.thread_time()
+        cerebro.run()
+        spent.append(time.thread_time() - begun)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait_for(lambda: len(beats) >= 20)
+    elapsed = beats[-1] - beats[0]
+    cerebro.runstop()
+    thread.join(DEADLINE_S)
+    assert time.thread_time() - before < DEADLINE_S
+    # Beating twenty times a second costs little; a polling loop would use the whole of the elapsed time.
+    assert spent[0] < 0.25 * elapsed
+
+
+class GatedBroker(bt.brokers.BackBroker):
+    """A broker whose venue waits for the engine."""
+
+    slice_end_ns = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = ""
+        self.ended: list[int] = []
+
+    def has_seen(self, event_id: str) -> bool:
+        return event_id <= self.seen
+
+    def end_slice(self, number: int) -> None:
+        self.ended.append(number)
+
+
+def test_in_lock_step_next_waits_for_the_trade_events_of_its_slice() -> None:
+    wakeup = Wakeup()
+    source, broker, log = PushSource(wakeup), GatedBroker(), []
+    cerebro = build(source, log, wakeup=wakeup, lockstep=True)
+    cerebro.setbroker(broker)
+    thread, errors = run_in_thread(cerebro)
+    bar = make_bar("AAA", 0, 50.0)
+    source.push(Slice(end_ns=bar.end_ns, bars=(bar,), number=1, event_id="01B", last=True))
+    broker.seen = "01A"
+    wakeup.set()
+    assert broker.ended == []
+    assert log == [] or all(entry[0] == "AAA" for entry in log)
+    broker.seen = "01B"
+    wakeup.set()
+    thread.join(DEADLINE_S)
+    assert errors == []
+    assert ("next", 1, 50.0) in log
+    assert broker.ended == [1]
+    assert broker.slice_end_ns == bar.end_ns
+
+
+def test_trade_events_that_do_not_come_end_the_run_with_their_name() -> None:
+    bar = make_bar("AAA", 0, 50.0)
+    piece = Slice(end_ns=bar.end_ns, bars=(bar,), number=4, event_id="01X")
+    cerebro = build(ListSource([piece]), [], lockstep=True, max_event_wait_s=0.05)
+    cerebro.setbroker(GatedBroker())
+    with pytest.raises(FeedError, match=r"slice 4: trade event 01X did not arrive within 0\.05 s"):
+        cerebro.run()
+
+
+def test_an_exception_in_the_strategy_leaves_the_run() -> None:
+    class Broken(bt.Strategy):
+        def next(self) -> None:
+            raise ZeroDivisionError("user code")
+
+    cerebro = LiveCerebro(source=ListSource(slices_of([make_bar("AAA", 0, 50.0)])), wakeup=Wakeup())
+    cerebro.adddata(LiveFeed(symbol="AAA"))
+    cerebro.addstrategy(Broken)
+    with pytest.raises(ZeroDivisionError):
+        cerebro.run()
+
+
+def test_settings_without_a_live_meaning_are_refused() -> None:
+    for name in ("cheat_on_open", "oldsync"):
+        with pytest.raises(ConfigError, match=name):
+            LiveCerebro(source=ListSource([]), wakeup=Wakeup(), **{name: True})
+
+
+def test_a_feed_that_is_not_live_is_refused() -> None:
+    cerebro = LiveCerebro(source=ListSource([]), wakeup=Wakeup())
+    cerebro.adddata(bt.feeds.PandasData(dataname=__import__("pandas").DataFrame()))
+    with pytest.raises(ConfigError, match="PandasData is no live feed"):
+        cerebro.run()
