@@ -1,0 +1,1 @@
+"""I/O shells on alpaca-py."""

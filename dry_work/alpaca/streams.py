@@ -1,0 +1,262 @@
+"""Alpaca's trade_updates stream: events as values, on a thread of its own.
+
+Alpaca-py's `TradingStream` does not fit here: it does not tell when it is listening, nor that it has reconnected, after
+which what was missed has to be fetched; it keeps a refusal of the credentials to itself and tries again for ever; and
+it takes up to five seconds to stop. The protocol is four messages, so they are spoken directly.
+
+A peer that does not answer pings is dropped and connected again. Whether events are missing although it answers cannot
+be seen here: the broker looks its orders up when it waits for an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus, WebSocketException
+
+from dry_work.alpaca.trading import is_loopback
+from dry_work.backoff import Backoff
+from dry_work.errors import BrokerUnavailableError, CodecError, VenueAuthError
+from dry_work.orders.model import TradeEvent
+from dry_work.wire.alpaca_rest import parse_json, parse_trade_event
+
+TRADE_UPDATES = "trade_updates"
+
+_OPEN_TIMEOUT_S = 10.0
+_ANSWER_TIMEOUT_S = 10.0
+_PING_INTERVAL_S = 10.0
+_PING_TIMEOUT_S = 20.0
+_CLOSE_TIMEOUT_S = 1.0
+_SLOW_RETRY_S = 30.0  # after a refusal of the credentials
+_MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+class TradeUpdates:
+    """The stream of one account. `start`, `wait_listening`, `stop` and the attributes may be used from any thread.
+
+    Args:
+        url: whole URL of the endpoint.
+        api_key, secret_key: credentials; never part of an error or of `repr`.
+        on_event: takes every event, in order, on the stream's thread.
+        on_listening: called after every (re)connect, once events flow; its argument counts the connections from 1.
+        on_unreadable: called when an event could not be read.
+        on_failure: called once when the thread dies.
+        rng: for the waits between connections.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str,
+        secret_key: str,
+        on_event: Callable[[TradeEvent], None],
+        on_listening: Callable[[int], None],
+        on_unreadable: Callable[[CodecError], None],
+        on_failure: Callable[[BaseException], None],
+        rng: random.Random | None = None,
+    ) -> None:
+        self.url = url
+        self._api_key = api_key
+        self._secret_key = secret_key
+        self._on_event = on_event
+        self._on_listening = on_listening
+        self._on_unreadable = on_unreadable
+        self._on_failure = on_failure
+        self._backoff = Backoff(rng or random.Random())
+        self._changed = threading.Condition()
+        self._error: Exception | None = None  # why the last connection ended or failed
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.connected = False
+        self.connections = 0
+        self.counters: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"TradeUpdates({self.url!r})"
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._thread = threading.Thread(target=self._run_thread, name="trade updates", daemon=True)
+        self._thread.start()
+
+    def wait_listening(self, timeout_s: float) -> None:
+        """Return once the stream is listening.
+
+        Raises:
+            VenueAuthError: the credentials were refused.
+            BrokerUnavailableError: it was not listening in time.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.connected or isinstance(self._error, VenueAuthError) or self._stopping, timeout_s
+            )
+            if self.connected:
+                return
+            if isinstance(self._error, VenueAuthError):
+                raise VenueAuthError(self._error.message, http_status=self._error.http_status)
+            why = f": {type(self._error).__name__}: {self._error}" if self._error is not None else ""
+            raise BrokerUnavailableError(f"{self.url} was not listening after {timeout_s:g} s{why}")
+
+    def reconnect(self) -> None:
+        """Drop the connection, if there is one, and connect again."""
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._drop)
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Close the connection and end the thread. May be called twice, and before `start`."""
+        self._stopping = True
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        loop, task = self._loop, self._task
+        if loop is not None and task is not None and thread.is_alive():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
+        thread.join(timeout_s)
+        if thread.is_alive():
+            _log.warning("trade updates did not stop in time", timeout_s=timeout_s)
+
+    # The thread
+
+    def _run_thread(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            _log.exception("trade updates failed")
+            self._on_failure(error)
+        finally:
+            self._set_state(connected=False)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._dropped = asyncio.Event()
+        while True:
+            slow = False
+            try:
+                async with self._open() as socket:
+                    await self._read(socket)
+                self._set_state(connected=False, error=BrokerUnavailableError("the stream was closed"))
+            except VenueAuthError as error:
+                slow = True
+                self._set_state(connected=False, error=error)
+                _log.error("trade updates refused the credentials", retry_s=_SLOW_RETRY_S)
+            except (OSError, WebSocketException, TimeoutError, BrokerUnavailableError) as error:
+                self._set_state(connected=False, error=error)
+            wait_s = self._backoff.next_wait_s(time.monotonic())
+            self.counters["reconnects"] += 1
+            if not slow:
+                _log.warning("trade updates disconnected", error=str(self._error), retry_s=round(wait_s, 2))
+            await asyncio.sleep(_SLOW_RETRY_S if slow else wait_s)
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[ClientConnection]:
+        options: dict[str, Any] = {}
+        if is_loopback(self.url.replace("ws", "http", 1)) and "proxy" in inspect.signature(connect).parameters:
+            options["proxy"] = None
+        try:
+            socket = await connect(
+                self.url,
+                open_timeout=_OPEN_TIMEOUT_S,
+                ping_interval=_PING_INTERVAL_S,
+                ping_timeout=_PING_TIMEOUT_S,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                max_size=_MAX_FRAME_BYTES,
+                **options,
+            )
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise VenueAuthError("the stream refused the credentials", http_status=status) from error
+            raise
+        try:
+            yield socket
+        finally:
+            await socket.close()
+
+    async def _read(self, socket: ClientConnection) -> None:
+        credentials = {"key_id": self._api_key, "secret_key": self._secret_key}
+        await socket.send(json.dumps({"action": "authenticate", "data": credentials}))
+        answer = await self._answer(socket, "authorization")
+        if answer.get("status") != "authorized":
+            raise VenueAuthError("the trade_updates stream refused the credentials")
+        await socket.send(json.dumps({"action": "listen", "data": {"streams": [TRADE_UPDATES]}}))
+        answer = await self._answer(socket, "listening")
+        if TRADE_UPDATES not in (answer.get("streams") or ()):
+            raise BrokerUnavailableError("the venue does not offer trade_updates on this stream")
+        self._backoff.mark_connected(time.monotonic())
+        self._dropped.clear()
+        self.connections += 1
+        self._set_state(connected=True)
+        self._on_listening(self.connections)
+        dropped = asyncio.create_task(self._dropped.wait())
+        reading = asyncio.create_task(self._take_all(socket))
+        try:
+            await asyncio.wait({dropped, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+        finally:
+            for task in (dropped, reading):
+                task.cancel()
+            await asyncio.gather(dropped, reading, return_exceptions=True)
+
+    async def _take_all(self, socket: ClientConnection) -> None:
+        async for frame in socket:
+            self._take(frame)
+
+    async def _answer(self, socket: ClientConnection, stream: str) -> dict[str, Any]:
+        """Return the data of the answer on `stream`; events that come before it are taken."""
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            async for frame in socket:
+                message = self._take(frame)
+                if message is not None and message.get("stream") == stream and isinstance(message.get("data"), dict):
+                    return dict(message["data"])
+        raise BrokerUnavailableError(f"the stream was closed without an answer of {stream!r}")
+
+    def _take(self, frame: str | bytes) -> dict[str, Any] | None:
+        """Take an event; return any other message."""
+        try:
+            message = parse_json(frame)
+            if not isinstance(message, dict):
+                raise CodecError("the message is no object", data=frame)
+            if message.get("stream") != TRADE_UPDATES:
+                return message
+            event = parse_trade_event(message.get("data") or {})
+        except CodecError as error:
+            self.counters["unreadable"] += 1
+            _log.warning("a trade update cannot be read", reason=error.reason)
+            self._on_unreadable(error)
+            return None
+        self.counters["events"] += 1
+        self._on_event(event)
+        return None
+
+    def _drop(self) -> None:
+        self._dropped.set()
+
+    def _set_state(self, *, connected: bool, error: Exception | None = None) -> None:
+        with self._changed:
+            self.connected = connected
+            if error is not None or connected:
+                self._error = error
+            self._changed.notify_all()

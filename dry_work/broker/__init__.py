@@ -1,0 +1,1 @@
+"""The Backtrader broker, its order worker and its journal."""

@@ -1,0 +1,165 @@
+"""Tickets: what the broker keeps of each order beside Backtrader's own object. Engine thread only."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import backtrader as bt
+
+from dry_work.market.symbols import is_option
+from dry_work.orders.books import Fill, PositionChange
+from dry_work.orders.lifecycle import Phase, status_word
+from dry_work.orders.mapping import OrderTerms, order_type_word, parse_qty
+from dry_work.orders.model import OrderRequest
+from dry_work.wire.alpaca_rest import parse_venue_symbol
+from dry_work.wire.pubsub import encode_time
+
+_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - Backtrader's own times are naive UTC
+_EPOCH_DAYS = float(_EPOCH.toordinal())
+
+
+class CancelMark:
+    """Holds the place, among the notifications, of a cancellation that was asked for.
+
+    Backtrader's simulated broker tells of a cancellation at once, so it stands before what was ordered after it. The
+    venue's word comes later and is put in here.
+    """
+
+    def __init__(self, line_time: float) -> None:
+        self.line_time = line_time  # when it was asked for, as Backtrader holds times
+        self.notification: Any = None
+        self.is_queued = True
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One order."""
+
+    order: Any  # Backtrader's
+    client_order_id: str
+    symbol: str  # canonical
+    terms: OrderTerms
+    submitted_ns: int
+    request: OrderRequest | None = None  # None: refused before it was sent
+    phase: Phase = Phase.SUBMITTED
+    valid: float | None = None  # to be canceled after this time, as Backtrader holds times
+    is_sent: bool = False
+    is_unresolved: bool = False  # the venue may or may not have it
+    is_expiring: bool = False  # its cancellation is its expiry
+    cancel_mark: CancelMark | None = None
+    cancel_asked: bool = False
+
+    def record(self) -> dict[str, object]:
+        """Return the order as the results list it."""
+        request = self.request
+        qty = request.qty if request is not None else parse_qty(self.terms.size)
+        return {
+            "client_order_id": self.client_order_id,
+            "symbol": self.symbol,
+            "side": self.terms.side.value,
+            "type": order_type_word(self.terms.kind),
+            "qty": _optional_float(qty),
+            "limit_price": _optional_float(request.limit_price if request is not None else None),
+            "stop_price": _optional_float(request.stop_price if request is not None else None),
+            "status": status_word(self.phase).value,
+            "submitted_at": encode_time(self.submitted_ns),
+        }
+
+
+def fill_record(fill: Fill, *, symbol: str, commission: float) -> dict[str, object]:
+    """Return a fill as the results list it."""
+    return {
+        "time": encode_time(fill.ts_event_ns),
+        "symbol": symbol,
+        "side": fill.side.value,
+        "qty": float(fill.qty),
+        "price": float(fill.price),
+        "commission": commission,
+        "client_order_id": fill.client_order_id,
+    }
+
+
+def execute_order(order: Any, change: PositionChange, comminfo: Any) -> float:
+    """Give an order the execution bit of a fill, computed as BackBroker does; return its commission.
+
+    The commission scheme is the strategy's own estimate: the account's cash is the venue's word alone.
+    """
+    fill = change.fill
+    price = float(fill.price)
+    closed, opened = number(change.closed), number(change.opened)
+    price_before = float(change.price_before)
+    pnl = comminfo.profitandloss(-closed, price_before, price)
+    closed_value = comminfo.getvaluesize(-closed, price_before) if closed else 0.0
+    closed_commission = comminfo.getcommission(closed, price) if closed else 0.0
+    opened_value = comminfo.getvaluesize(opened, price) if opened else 0.0
+    opened_commission = comminfo.getcommission(opened, price) if opened else 0.0
+    comminfo.confirmexec(closed + opened, price)
+    order.execute(
+        line_time(fill.ts_event_ns),
+        number(fill.change),
+        price,
+        closed,
+        closed_value,
+        closed_commission,
+        opened,
+        opened_value,
+        opened_commission,
+        comminfo.margin,
+        pnl,
+        number(change.qty_after),
+        float(change.price_after),
+    )
+    order.addcomminfo(comminfo)
+    return float(closed_commission + opened_commission)
+
+
+def number(value: Decimal) -> int | float:
+    """Return a quantity as strategies expect it: whole ones as int."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def utc_datetime(time_ns: int) -> dt.datetime:
+    """Return a time as Backtrader holds it: naive UTC with microseconds."""
+    return _EPOCH + dt.timedelta(microseconds=time_ns // 1000)
+
+
+def line_time(time_ns: int) -> float:
+    """Return a time as Backtrader's `datetime` line holds it."""
+    return float(bt.date2num(utc_datetime(time_ns)))
+
+
+def line_time_ns(value: float) -> int:
+    """Return what a `datetime` line holds as nanoseconds, to the millisecond: floats of days hold no more."""
+    return round((value - _EPOCH_DAYS) * 86_400_000) * 1_000_000
+
+
+def position_key(symbol: str) -> str:
+    """Return what is equal for all spellings of a symbol: BTC/USD and BTCUSD are one position."""
+    return symbol.replace("/", "").upper()
+
+
+def symbol_of(data: Any) -> str:
+    """Return the symbol that a feed, or a clone or resampled form of one, stands for; canonical if it can be."""
+    while True:
+        symbol = getattr(data, "symbol", None) or getattr(data.p, "symbol", None)
+        if isinstance(symbol, str) and symbol:
+            return _canonical(symbol)
+        if not data._clone:
+            break
+        data = data.data
+    name = data._dataname if isinstance(data._dataname, str) else data._name
+    return _canonical(data._name or name or "")
+
+
+def _canonical(text: str) -> str:
+    # Stocks have at most five letters, so what is longer and ends like a currency is a pair without its slash.
+    symbol = text.strip().upper()
+    pair = len(symbol) > 5 and symbol.isalnum() and not is_option(symbol)
+    return parse_venue_symbol(symbol, "crypto" if pair else "")
+
+
+def _optional_float(value: Decimal | None) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,229 @@
+"""The broker's way to the venue: order worker, trade_updates stream and account keeper, and one inbox for all of them.
+
+The inbox is emptied by the engine's thread; all else here may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import structlog
+
+from dry_work.alpaca.streams import TradeUpdates
+from dry_work.alpaca.trading import TradingApi
+from dry_work.backoff import Backoff
+from dry_work.broker.account import AccountCache, AccountKeeper, AccountState, fetch_account
+from dry_work.broker.desk import DeskItem
+from dry_work.broker.gateway import OrderGateway
+from dry_work.broker.journal import Journal, JournalSession
+from dry_work.errors import BrokerError, BrokerUnavailableError, CodecError
+from dry_work.orders.model import TradeEvent
+from dry_work.wakeup import Wakeup
+
+START_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 2.0
+EVENT_PATIENCE_S = 2.0  # an event that is due and does not come for so long is looked for by REST
+
+_Answer = TypeVar("_Answer")
+
+_log = structlog.get_logger(__name__)
+
+
+class VenueLink:
+    """Connection of one account.
+
+    Args:
+        url: base URL of the API.
+        stream_url: whole URL of the trade_updates stream.
+        wakeup: raised after everything that comes into the inbox.
+        cache: told of fills and snapshots.
+        open_orders: returns the client order ids of the orders that can still be filled; called from any thread.
+        is_due: tells whether the engine has something to do because of the time; called some times a second.
+        on_failure: takes the error of a thread that died.
+        refresh_s: seconds between snapshots of the account; None: no snapshots.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        stream_url: str,
+        api_key: str,
+        secret_key: str,
+        request_timeout_s: float,
+        refresh_s: float | None,
+        wakeup: Wakeup,
+        cache: AccountCache,
+        open_orders: Callable[[], tuple[str, ...]],
+        is_due: Callable[[], bool],
+        on_failure: Callable[[BaseException], None],
+        counters: Counter[str],
+    ) -> None:
+        self.inbox: deque[DeskItem] = deque()
+        self._wakeup = wakeup
+        self._cache = cache
+        self._open_orders = open_orders
+        self._is_due = is_due
+        self._on_failure = on_failure
+        self._counters = counters
+        self._last_event_id = ""
+        self._awaited: tuple[str, int, float] | None = None  # event id, resyncs begun when it was asked for, since
+        self._order_api, self._account_api = (
+            TradingApi(api_key, secret_key, url=url, timeout_s=request_timeout_s) for _ in range(2)
+        )
+        self._stream = TradeUpdates(
+            stream_url,
+            api_key=api_key,
+            secret_key=secret_key,
+            on_event=self._on_event,
+            on_listening=self._on_listening,
+            on_unreadable=self._on_unreadable,
+            on_failure=on_failure,
+        )
+        self._keeper = AccountKeeper(
+            self._account_api,
+            cache,
+            on_state=self._put,
+            on_tick=self._on_tick,
+            on_failure=on_failure,
+            refresh_s=refresh_s,
+        )
+        self.gateway: OrderGateway | None = None
+
+    def connect(self) -> tuple[AccountState, int]:
+        """Listen to the stream, then read the account; return it with the venue's time.
+
+        Raises:
+            VenueAuthError: the credentials were refused.
+            BrokerUnavailableError: the venue did not answer, or its stream did not listen, in time.
+        """
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        now_ns = _repeat(self._account_api.clock_ns, deadline_s)
+        self._stream.start()
+        self._stream.wait_listening(max(deadline_s - time.monotonic(), 1.0))
+        while True:
+            received = self._cache.fills_received
+            state = _repeat(lambda: self._fetch(received), deadline_s)  # noqa: B023 - called at once
+            # A fill during the snapshot may or may not be in it.
+            if self._cache.may_replace(state) or time.monotonic() > deadline_s:
+                break
+        self.inbox.clear()  # what came before the snapshot is in it
+        self._cache.note_success(state)
+        return state, now_ns
+
+    def open_gateway(self, journal: Journal, *, agent: str, session: JournalSession, consumer: str) -> OrderGateway:
+        """Begin to take orders."""
+        self.gateway = OrderGateway(
+            self._order_api,
+            journal,
+            on_outcome=self._put,
+            on_failure=self._on_failure,
+            agent=agent,
+            session=session,
+            consumer=consumer,
+        )
+        self.gateway.start()
+        self._keeper.start()
+        return self.gateway
+
+    def stop(self) -> None:
+        """Send what is decided, close the stream, end all threads. May be called twice, and before `connect`."""
+        self._keeper.stop(0.0)  # a request under way may end while the worker does
+        if self.gateway is not None:
+            self.gateway.stop(STOP_TIMEOUT_S)
+        else:
+            self._order_api.close()
+        self._stream.stop(1.0)
+        self._keeper.stop(0.5)
+        self._account_api.close()
+
+    def refresh_account(self) -> None:
+        """Fetch a snapshot of the account soon."""
+        self._keeper.refresh()
+
+    def look_up(self, client_order_ids: Iterable[str]) -> None:
+        """Ask the venue for these orders."""
+        if self.gateway is not None:
+            self.gateway.look_up(client_order_ids)
+
+    def restart_stream(self) -> None:
+        """Connect the stream again, because it did not tell what happened."""
+        if self._stream.connected:
+            self._counters["stream restarts"] += 1
+            self._stream.reconnect()
+
+    def has_seen(self, event_id: str) -> bool:
+        """Tell whether the trade events up to `event_id` are in the inbox, or were.
+
+        An event that does not come is looked for by REST; it counts as seen once a look-up that began after it was
+        asked for is in.
+        """
+        if event_id <= self._last_event_id:
+            return True
+        gateway = self.gateway
+        if gateway is None:
+            return False
+        if self._awaited is None or self._awaited[0] != event_id:
+            self._awaited = (event_id, gateway.resyncs_begun, time.monotonic())
+        return gateway.resyncs_done > self._awaited[1]
+
+    def _fetch(self, received: int) -> AccountState:
+        return fetch_account(self._account_api, fills_received=received)
+
+    # From the other threads
+
+    def _on_event(self, event: TradeEvent) -> None:
+        if event.execution_id or event.price is not None:
+            self._cache.fills_received += 1
+        self.inbox.append(event)
+        self._last_event_id = max(self._last_event_id, event.event_id)
+        self._wakeup.set()
+
+    def _put(self, item: DeskItem) -> None:
+        self.inbox.append(item)
+        self._wakeup.set()
+
+    def _on_listening(self, connections: int) -> None:
+        if connections > 1:
+            self._resync()
+
+    def _on_unreadable(self, error: CodecError) -> None:
+        self._counters["unreadable trade updates"] += 1
+        self._resync()
+
+    def _resync(self) -> None:
+        """Fetch what the stream may not have told."""
+        if self.gateway is not None:
+            self.gateway.resync(self._open_orders())
+
+    def _on_tick(self) -> None:
+        awaited, gateway = self._awaited, self.gateway
+        if awaited is not None and gateway is not None and awaited[0] > self._last_event_id:
+            event_id, resyncs, since_s = awaited
+            if gateway.resyncs_done > resyncs:
+                self._wakeup.set()
+            elif time.monotonic() - since_s >= EVENT_PATIENCE_S:
+                _log.warning("a trade event is overdue, open orders are looked up", event_id=event_id)
+                self._awaited = (event_id, resyncs, time.monotonic())
+                self._resync()
+        if self._is_due():
+            self._wakeup.set()
+
+
+def _repeat(call: Callable[[], _Answer], deadline_s: float) -> _Answer:
+    """Repeat a request of the start until it succeeds or the deadline passes."""
+    backoff = Backoff(random.Random(), initial_s=0.2, cap_s=2.0)
+    while True:
+        try:
+            return call()
+        except BrokerError as error:
+            wait_s = backoff.next_wait_s(time.monotonic())
+            if not error.retryable:
+                raise
+            if time.monotonic() + wait_s > deadline_s:
+                raise BrokerUnavailableError(f"the venue could not be reached at the start: {error}") from error
+            time.sleep(wait_s)

@@ -1,0 +1,211 @@
+"""Cash and positions from fills, each applied once. Pure; not thread-safe.
+
+The venue tells of an order's executions twice: one by one on the stream, with an id, and as totals (`filled_qty`,
+`filled_avg_price`) in every order it answers. `Books.apply` takes the first, `Books.missing_fill` finds from the
+second what the first did not bring. An execution that a total has covered already is not applied again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+import msgspec
+
+from dry_work.orders.model import Side, VenueOrder, VenuePosition
+
+ZERO = Decimal(0)
+
+
+class Fill(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution of an order."""
+
+    execution_id: str
+    client_order_id: str
+    symbol: str
+    side: Side
+    qty: Decimal  # positive
+    price: Decimal
+    ts_event_ns: int
+    filled_qty: Decimal | None = None  # of the order after this execution
+
+    @property
+    def change(self) -> Decimal:
+        """Signed change of the position."""
+        return self.qty if self.side is Side.BUY else -self.qty
+
+
+class PositionChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fill did to the position of its symbol; quantities are signed."""
+
+    fill: Fill
+    qty_before: Decimal
+    price_before: Decimal  # average entry price, 0 when flat
+    qty_after: Decimal
+    price_after: Decimal
+    closed: Decimal  # part of the fill that closed what was held
+    opened: Decimal  # part that opened or added
+
+
+class HeldPosition(msgspec.Struct, frozen=True):
+    """Signed quantity and average entry price."""
+
+    qty: Decimal = ZERO
+    price: Decimal = ZERO
+
+
+_FLAT = HeldPosition()
+
+
+@dataclass
+class _Executions:
+    """What is known of one order's executions."""
+
+    entries: list[tuple[Decimal | None, Decimal, Decimal]] = field(default_factory=list)  # (filled_qty, qty, value)
+    covered_qty: Decimal = ZERO  # a total up to here was applied
+
+
+class Books:
+    """Cash and positions of the account.
+
+    Args:
+        cash: of the snapshot.
+        positions: of the snapshot.
+    """
+
+    def __init__(self, *, cash: Decimal = ZERO, positions: Iterable[VenuePosition] = ()) -> None:
+        self.cash = cash
+        self._positions: dict[str, HeldPosition] = {}
+        self._executions: dict[str, _Executions] = {}
+        self._seen: set[str] = set()
+        self.duplicates = 0
+        self.reset(cash, positions)
+
+    def reset(self, cash: Decimal, positions: Iterable[VenuePosition]) -> set[str]:
+        """Take over a snapshot of the venue; the executions that were applied stay known.
+
+        Returns: symbols whose position differs from what was known.
+        """
+        before = self._positions
+        self.cash = cash
+        self._positions = {
+            position.symbol: HeldPosition(position.qty, position.avg_entry_price)
+            for position in positions
+            if position.qty
+        }
+        return {
+            symbol
+            for symbol in before.keys() | self._positions.keys()
+            if before.get(symbol, _FLAT).qty != self._positions.get(symbol, _FLAT).qty
+        }
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols with a position that is not flat."""
+        return tuple(self._positions)
+
+    def position(self, symbol: str) -> HeldPosition:
+        """Return the position of a canonical symbol, flat when there is none."""
+        return self._positions.get(symbol, _FLAT)
+
+    def filled_qty(self, client_order_id: str) -> Decimal:
+        """Return how much of an order has been applied."""
+        known = self._executions.get(client_order_id)
+        return sum((qty for _, qty, _ in known.entries), ZERO) if known is not None else ZERO
+
+    def is_applied(self, fill: Fill) -> bool:
+        """Tell whether the fill is known by its id, or covered by a total."""
+        if fill.execution_id in self._seen:
+            return True
+        known = self._executions.get(fill.client_order_id)
+        return known is not None and fill.filled_qty is not None and fill.filled_qty <= known.covered_qty
+
+    def apply(self, fill: Fill) -> PositionChange | None:
+        """Apply a fill to cash and position; None when it was applied before."""
+        if self.is_applied(fill):
+            self._seen.add(fill.execution_id)
+            self.duplicates += 1
+            return None
+        self._seen.add(fill.execution_id)
+        value = fill.qty * fill.price
+        executions = self._executions.setdefault(fill.client_order_id, _Executions())
+        executions.entries.append((fill.filled_qty, fill.qty, value))
+        self.cash -= value if fill.side is Side.BUY else -value
+        before = self.position(fill.symbol)
+        after, closed, opened = _move(before, fill.change, fill.price)
+        self._set(fill.symbol, after)
+        return PositionChange(
+            fill=fill,
+            qty_before=before.qty,
+            price_before=before.price,
+            qty_after=after.qty,
+            price_after=after.price,
+            closed=closed,
+            opened=opened,
+        )
+
+    def missing_fill(self, order: VenueOrder, ts_event_ns: int, *, without: Fill | None = None) -> Fill | None:
+        """Return the part of the order's total that no fill has brought, as one fill at its average price.
+
+        The total counts as covered afterwards, so the fill that is returned has to be applied next.
+
+        Args:
+            order: as the venue tells of it.
+            ts_event_ns: time that the fill gets.
+            without: a fill that the total holds and that is about to be applied.
+        """
+        total = order.filled_qty
+        if total <= 0 or order.filled_avg_price is None:
+            return None
+        executions = self._executions.setdefault(order.client_order_id, _Executions())
+        # An execution behind the total is none of its parts; one that does not say where it stands is taken as one.
+        parts = [entry for entry in executions.entries if entry[0] is None or entry[0] <= total]
+        qty = total - sum((part[1] for part in parts), ZERO)
+        value = total * order.filled_avg_price - sum((part[2] for part in parts), ZERO)
+        if without is not None:
+            qty -= without.qty
+            value -= without.qty * without.price
+        covered = total - (without.qty if without is not None else ZERO)
+        if qty <= 0:
+            return None
+        executions.covered_qty = max(executions.covered_qty, covered)
+        price = value / qty
+        return Fill(
+            execution_id=f"{order.client_order_id}:{covered:f}",
+            client_order_id=order.client_order_id,
+            symbol=order.symbol,
+            side=order.side,
+            qty=qty,
+            price=price if price > 0 else order.filled_avg_price,
+            ts_event_ns=ts_event_ns,
+        )
+
+    def adopt_qty(self, symbol: str, qty: Decimal) -> bool:
+        """Take over the venue's word on a position (fees in kind make it differ); tell whether it changed anything."""
+        held = self.position(symbol)
+        if held.qty == qty:
+            return False
+        self._set(symbol, HeldPosition(qty, held.price))
+        return True
+
+    def _set(self, symbol: str, position: HeldPosition) -> None:
+        if position.qty:
+            self._positions[symbol] = position
+        else:
+            self._positions.pop(symbol, None)
+
+
+def _move(before: HeldPosition, change: Decimal, price: Decimal) -> tuple[HeldPosition, Decimal, Decimal]:
+    """Return the position after a signed change, and how much of the change closed and opened: Backtrader's rule."""
+    qty = before.qty + change
+    if not qty:
+        return _FLAT, change, ZERO
+    if not before.qty:
+        return HeldPosition(qty, price), ZERO, change
+    if (before.qty > 0) == (change > 0):
+        average = (before.price * before.qty + price * change) / qty
+        return HeldPosition(qty, average), ZERO, change
+    if (before.qty > 0) == (qty > 0):
+        return HeldPosition(qty, before.price), change, ZERO
+    return HeldPosition(qty, price), -before.qty, qty
