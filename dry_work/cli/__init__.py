@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dry_work import __version__
-from dry_work.errors import ConfigError, DryWorkError
+from dry_work.errors import ConfigError, DryWorkError, VenueAuthError
 
 # name: (module, one line for the list of commands)
 COMMANDS = {
@@ -59,7 +59,7 @@ def main(args: list[str] | None = None) -> Any:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except ConfigError as error:
+    except (ConfigError, VenueAuthError) as error:
         click.echo(f"dry-work: {error}", err=True)
         code = 2
     except DryWorkError as error:

@@ -143,6 +143,22 @@ def add_replayed(cerebro: bt.Cerebro, feeds: list[Any]) -> None:
     cerebro.replaydata(feeds[0], timeframe=bt.TimeFrame.Minutes, compression=5, name="replay@5m")
 
 
+def add_replayed_beside_another(cerebro: bt.Cerebro, feeds: list[Any]) -> None:
+    for feed in feeds[:2]:
+        cerebro.adddata(feed)
+    cerebro.replaydata(feeds[0], timeframe=bt.TimeFrame.Minutes, compression=5, name="replay@5m")
+
+
+def add_daily_only(cerebro: bt.Cerebro, feeds: list[Any]) -> None:
+    cerebro.adddata(feeds[0])
+    cerebro.resampledata(feeds[0], timeframe=bt.TimeFrame.Days, name="daily")
+
+
+def add_replayed_daily(cerebro: bt.Cerebro, feeds: list[Any]) -> None:
+    cerebro.adddata(feeds[0])
+    cerebro.replaydata(feeds[0], timeframe=bt.TimeFrame.Days, name="replay@1d")
+
+
 def add_only_replayed(cerebro: bt.Cerebro, feeds: list[Any]) -> None:
     cerebro.replaydata(feeds[0], timeframe=bt.TimeFrame.Minutes, compression=5, name="replay@5m")
 
@@ -181,6 +197,23 @@ def test_the_call_log_equals_that_of_stock_backtrader_on_the_same_slices(case: s
     build, kwargs = CASES[case]
     bars = data.draw(gappy_bars(symbols=1 if build in SINGLE else 3))
     assert run_live(bars, build, None, **kwargs) == run_stock_on_slices(bars, build, None, **kwargs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(bars=gappy_bars(symbols=2))
+def test_a_replayed_feed_beside_another_symbol_equals_that_of_stock_backtrader(bars: dict[str, list[Bar]]) -> None:
+    build = add_replayed_beside_another
+    assert run_live(bars, build, None) == run_stock_on_slices(bars, build, None)
+
+
+@pytest.mark.parametrize("build", [add_daily_only, add_replayed_daily])
+@settings(max_examples=40, deadline=None)
+@given(hours=st.lists(st.sets(st.integers(0, 22), min_size=2), min_size=4, max_size=4))
+def test_days_of_one_symbol_equal_those_of_stock_backtrader(build: Build, hours: list[set[int]]) -> None:
+    # In UTC, with no bar at midnight and two or more bars a day: there stock's sessions are right.
+    minutes = [day * 1440 + hour * 60 + 29 for day, held in enumerate(hours) for hour in sorted(held)]
+    days = [make_bar("AAA", minute, 50 + number / 100) for number, minute in enumerate(minutes)]
+    assert run_live({"AAA": days}, build, None) == run_stock_on_slices({"AAA": days}, build, None)
 
 
 @settings(max_examples=40, deadline=None)

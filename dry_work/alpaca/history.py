@@ -1,0 +1,104 @@
+"""Recent bars from Alpaca's market-data API, for the warm-up. One thread at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import requests
+from alpaca.common.enums import Sort
+from alpaca.common.exceptions import APIError
+from alpaca.data.historical import CryptoHistoricalDataClient, StockHistoricalDataClient
+from alpaca.data.requests import CryptoBarsRequest, StockBarsRequest
+from alpaca.data.timeframe import TimeFrame
+from alpaca.trading.client import TradingClient
+
+from dry_work.errors import BrokerUnavailableError, ConfigError, VenueAuthError
+from dry_work.market.messages import Bar, Slice
+from dry_work.market.symbols import is_crypto, is_option
+from dry_work.settings import Credentials
+from dry_work.wire.alpaca_stream import parse_bar_item
+
+# Two weeks reach back over a long week-end for a symbol that trades every day.
+_REACH = timedelta(days=14)
+
+
+class BarHistory:
+    """Fetches the newest minute bars of symbols.
+
+    Args:
+        credentials: of the account.
+        trading_url: base URL of the trading API, asked for the venue's time.
+        data_url: base URL of the market-data API.
+        feed: of stocks.
+        timeout_s: of each request.
+    """
+
+    def __init__(
+        self, credentials: Credentials, *, trading_url: str, data_url: str, feed: str = "iex", timeout_s: float = 10.0
+    ) -> None:
+        keys = (credentials.key, credentials.secret)
+        self._trading = _with_timeout(TradingClient(*keys, raw_data=True, url_override=trading_url), timeout_s)
+        self._stocks = _with_timeout(StockHistoricalDataClient(*keys, raw_data=True, url_override=data_url), timeout_s)
+        self._crypto = _with_timeout(CryptoHistoricalDataClient(*keys, raw_data=True, url_override=data_url), timeout_s)
+        self._feed = feed
+        self._data_url = data_url
+
+    def newest_bars(self, symbols: Sequence[str], count: int) -> list[Slice]:
+        """Return the newest `count` complete minute bars of each symbol as slices by rising end time.
+
+        Raises:
+            VenueAuthError: the credentials were refused.
+            BrokerUnavailableError: the API did not answer as it should.
+        """
+        if count <= 0:
+            return []
+        try:
+            now = datetime.fromisoformat(str(self._trading.get_clock()["timestamp"])).astimezone(UTC)
+            bars = [bar for symbol in symbols for bar in self._fetch(symbol, count, now)]
+        except APIError as error:
+            if error.status_code in (401, 403):
+                raise VenueAuthError(
+                    f"{self._data_url} refused the credentials", http_status=error.status_code
+                ) from error
+            raise BrokerUnavailableError(f"{self._data_url}: {error}", http_status=error.status_code) from error
+        except requests.RequestException as error:
+            raise BrokerUnavailableError(
+                f"{self._data_url} does not answer ({type(error).__name__}); is ALPACA_DATA_URL right?"
+            ) from error
+        return group_slices(bars)
+
+    def _fetch(self, symbol: str, count: int, now: datetime) -> list[Bar]:
+        if is_option(symbol):
+            raise ConfigError(f"{symbol}: there is no warm-up for options; give --warmup 0")
+        window: dict[str, Any] = {
+            "symbol_or_symbols": symbol,
+            "timeframe": TimeFrame.Minute,
+            "start": now - _REACH,
+            "end": now,
+            "limit": count + 1,
+            "sort": Sort.DESC,
+        }
+        if is_crypto(symbol):
+            found = self._crypto.get_crypto_bars(CryptoBarsRequest(**window))
+        else:
+            found = self._stocks.get_stock_bars(StockBarsRequest(**window, feed=self._feed))
+        bars = [parse_bar_item({"T": "b", "S": symbol, **row}, recv_ns=0) for row in found.get(symbol, [])]
+        now_ns = int(now.timestamp() * 1_000_000) * 1000
+        return sorted((bar for bar in bars if bar.end_ns <= now_ns), key=lambda bar: bar.ts_event_ns)[-count:]
+
+
+def group_slices(bars: Sequence[Bar]) -> list[Slice]:
+    """Return bars grouped by their end, by rising time."""
+    groups: dict[int, list[Bar]] = {}
+    for bar in bars:
+        groups.setdefault(bar.ts_event_ns + bar.length_ns, []).append(bar)
+    return [Slice(end_ns=end_ns, bars=tuple(groups[end_ns])) for end_ns in sorted(groups)]
+
+
+def _with_timeout(client: Any, timeout_s: float) -> Any:
+    # alpaca-py sends its requests without a time-out: a silent server would hold the start for ever.
+    client._session.request = functools.partial(client._session.request, timeout=timeout_s)
+    return client

@@ -1,0 +1,389 @@
+"""Build a run, run it, stop it in order, and tell what it did. Main thread only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import backtrader as bt
+import structlog
+
+from dry_work.alpaca.assets import check_symbols
+from dry_work.alpaca.simulated import ExchangeControl, ExchangeSession, is_alpaca
+from dry_work.broker.journal import Journal
+from dry_work.broker.paper import AlpacaPaperTradingBroker
+from dry_work.clock import Clock, SystemClock
+from dry_work.engine.agents import Agent, load_agent
+from dry_work.engine.live import LiveCerebro
+from dry_work.engine.result import EquityPoint, RunResult, measure_equity
+from dry_work.engine.state import AgentState
+from dry_work.errors import ConfigError, DryWorkError, StrategyError
+from dry_work.feeds.pubsub import PubSubMarketDataFeed
+from dry_work.feeds.router import PubSubMarketSource
+from dry_work.market.messages import Slice
+from dry_work.ports import MarketSource
+from dry_work.settings import Credentials, RunSettings, TimeFrame
+from dry_work.wakeup import Wakeup
+
+_log = structlog.get_logger(__name__)
+
+# After the word to stop, user code that is still running gets so long before it is interrupted.
+STOP_GRACE_S = 3.0
+# How long the bars of one time wait for those that are missing.
+GRACE_S = 5.0
+LOCK_STEP_GRACE_S = 300.0
+
+Tell = Callable[[str], None]
+
+
+class Stuck(BaseException):
+    """Raised in the main thread when user code does not return after the word to stop."""
+
+
+class Runner:
+    """One run of one agent.
+
+    Args:
+        settings: what to run.
+        tell: takes progress lines for people.
+        clock: the machine's.
+    """
+
+    def __init__(self, settings: RunSettings, *, tell: Tell, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._tell = tell
+        self._clock = clock or SystemClock()
+        self._wakeup = Wakeup()
+        self._cerebro: LiveCerebro | None = None
+        self._failures: list[BaseException] = []
+        self._lock = threading.Lock()
+        self._stop_code: int | None = None
+        self._equity: list[EquityPoint] = []
+        self._next_line = 0.0
+
+    @property
+    def stop_code(self) -> int | None:
+        """Exit code that belongs to the word to stop, or None when the run ended by itself."""
+        return self._stop_code
+
+    def request_stop(self, code: int) -> None:
+        """End the run in order; called by signal handlers in the main thread. A second call does not wait."""
+        again = self._stop_code is not None
+        if not again:
+            self._stop_code = code
+        if self._cerebro is not None:
+            self._cerebro.runstop()
+        self._wakeup.set()
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.05 if again else STOP_GRACE_S)
+
+    def run(self) -> RunResult:
+        """Run to the end of the data or to the word to stop.
+
+        Raises:
+            ConfigError: something of the user's is not usable.
+            StrategyError: the user's code raised; its own exception is the cause.
+            DryWorkError: a part failed.
+        """
+        begun = time.monotonic()
+        settings = self._settings
+        agent = load_agent(settings.agent, settings.params)
+        with contextlib.ExitStack() as stack:
+            state = AgentState(settings)
+            state.acquire()
+            stack.callback(state.release)
+            settings, fingerprint, notes = self._start_local(stack, settings)
+            if settings.credentials is None:
+                raise ConfigError("no Alpaca credentials: set ALPACA_API_KEY and ALPACA_SECRET_KEY, or give --local")
+            control, session = self._find_session(stack, settings, settings.credentials)
+            check_symbols(
+                settings.symbols, settings.credentials, url=settings.alpaca_url, timeout_s=settings.request_timeout_s
+            )
+            lockstep = session is not None and session.lockstep
+            if session is not None and not fingerprint:
+                fingerprint = session.fingerprint
+            source = PubSubMarketSource(
+                project_id=settings.project,
+                symbols=settings.symbols,
+                agent_id=state.agent_id,
+                market_topic=settings.market_topic,
+                crypto_topic=settings.crypto_topic,
+                owner_nonce=state.nonce,
+                endpoint=settings.pubsub_endpoint,
+                take_over=settings.take_over,
+                # In lock-step the market waits, so a slice is never released by time.
+                watermarks=True if lockstep else None,
+                grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S,
+            )
+            stack.callback(source.stop)
+            source.start(self._wakeup)
+            journal = Journal(state.journal_path)
+            stack.callback(journal.close)
+            broker = self._build_broker(settings, settings.credentials, agent, state, journal, lockstep, fingerprint)
+            stack.callback(broker.stop)
+            cerebro = self._build_cerebro(settings, agent, source, broker, state, lockstep)
+            if control is not None and session is not None:
+                stack.callback(self._unregister, control, state.agent_id)
+                cerebro.on_ready = lambda: control.register(state.agent_id, settings.symbols)
+            with _stopping_feeds(cerebro):
+                self._run_cerebro(cerebro)
+            return self._build_result(agent, cerebro, broker, source, notes, time.monotonic() - begun)
+
+    # Building
+
+    def _start_local(self, stack: contextlib.ExitStack, settings: RunSettings) -> tuple[RunSettings, str, list[str]]:
+        if settings.mode != "local":
+            return settings, "", []
+        import msgspec
+
+        from dry_work.embedded.stack import CREDENTIALS, PROJECT, LocalStack
+        from dry_work.exchange.synthetic import synthetic_day
+        from dry_work.feeds.recorded import read_bars
+
+        if settings.data:
+            recording = read_bars(settings.data, settings.symbols)
+            what = (
+                f"recordings: {sum(map(recording.count, recording.symbols)):,} bars of {len(recording.symbols)} symbols"
+            )
+        else:
+            recording = synthetic_day(settings.symbols)
+            what = f"a synthetic day of {len(recording.symbols)} symbols (made-up prices; --data PATH plays recordings)"
+        self._tell(f"data: {what}")
+        notes = recording.describe_repairs()
+        for note in notes:
+            self._tell(f"data: {note}")
+        local = LocalStack(recording, speed=settings.speed, cash=settings.cash, on_failure=self._fail)
+        local.start()
+        stack.callback(local.stop)
+        self._tell(
+            f"stack: exchange {local.exchange.url}, Pub/Sub {local.pubsub.target}, hub; "
+            + ("lock-step" if settings.speed is None else f"{settings.speed:g} data seconds a second")
+        )
+        local_settings = msgspec.structs.replace(
+            settings,
+            credentials=CREDENTIALS,
+            project=PROJECT,
+            pubsub_endpoint=local.pubsub.target,
+            alpaca_url=local.exchange.url,
+            data_url=local.exchange.url,
+        )
+        return local_settings, recording.fingerprint, notes
+
+    @staticmethod
+    def _find_session(
+        stack: contextlib.ExitStack, settings: RunSettings, credentials: Credentials
+    ) -> tuple[ExchangeControl | None, ExchangeSession | None]:
+        if is_alpaca(settings.alpaca_url):
+            return None, None
+        control = ExchangeControl(settings.alpaca_url, credentials, timeout_s=settings.request_timeout_s)
+        stack.callback(control.close)
+        return control, control.session()
+
+    def _build_broker(
+        self,
+        settings: RunSettings,
+        credentials: Credentials,
+        agent: Agent,
+        state: AgentState,
+        journal: Journal,
+        lockstep: bool,
+        fingerprint: str,
+    ) -> AlpacaPaperTradingBroker:
+        broker: Any = AlpacaPaperTradingBroker  # Backtrader's metaclass takes the params
+        built: AlpacaPaperTradingBroker = broker(
+            api_key=credentials.key,
+            secret_key=credentials.secret,
+            sandbox=settings.mode != "live",
+            url_override=settings.alpaca_url,
+            journal=journal,
+            agent=settings.agent_id or "local",
+            # Equal runs get equal order ids: the session of a local run follows from what goes into it.
+            session=derive_session(agent, fingerprint) if settings.mode == "local" else None,
+            consumer=state.agent_id,
+            wakeup=self._wakeup,
+            lockstep=lockstep,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        return built
+
+    def _build_cerebro(
+        self,
+        settings: RunSettings,
+        agent: Agent,
+        source: MarketSource,
+        broker: AlpacaPaperTradingBroker,
+        state: AgentState,
+        lockstep: bool,
+    ) -> LiveCerebro:
+        live_cerebro: Any = LiveCerebro
+        cerebro: LiveCerebro = live_cerebro(
+            source=source,
+            wakeup=self._wakeup,
+            warmup=self._fetch_warmup(settings),
+            lockstep=lockstep,
+            forward_prenext=settings.forward_prenext,
+            beat=lambda: state.beat(self._clock),
+            check=lambda: self._raise_failure(broker),
+            on_slice=self._after_slice,
+            tz=settings.tz,
+        )
+        market_feed: Any = PubSubMarketDataFeed
+        feeds = [
+            market_feed(
+                source=source,
+                symbol=symbol,
+                project_id=settings.project,
+                extra_fields=settings.extra_fields,
+                tz=settings.tz,
+            )
+            for symbol in settings.symbols
+        ]
+        for feed in feeds:
+            if settings.timeframe.text == "1m":
+                cerebro.adddata(feed, name=feed.symbol)
+            else:
+                cerebro.resampledata(feed, name=feed.symbol, **resampling(settings.timeframe))
+        for frame in settings.resample:
+            for feed in feeds:
+                cerebro.resampledata(feed, name=f"{feed.symbol}@{frame.text}", **resampling(frame))
+        cerebro.setbroker(broker)
+        cerebro.addstrategy(agent.strategy, **agent.params)
+        self._cerebro = cerebro
+        return cerebro
+
+    def _fetch_warmup(self, settings: RunSettings) -> list[Slice]:
+        if settings.warmup <= 0 or settings.credentials is None:
+            return []
+        from dry_work.alpaca.history import BarHistory
+
+        history = BarHistory(
+            settings.credentials,
+            trading_url=settings.alpaca_url,
+            data_url=settings.data_url,
+            timeout_s=settings.request_timeout_s,
+        )
+        slices = history.newest_bars(settings.symbols, settings.warmup)
+        self._tell(f"warm-up: {sum(len(piece.bars) for piece in slices):,} bars of history")
+        return slices
+
+    # Running
+
+    def _run_cerebro(self, cerebro: LiveCerebro) -> None:
+        if self._stop_code is not None:
+            return
+        try:
+            cerebro.run()
+        except Stuck:
+            self._tell("the strategy did not return in time and was interrupted")
+        except DryWorkError:
+            raise
+        except Exception as error:
+            raise StrategyError(f"the strategy raised {type(error).__name__}: {error}") from error
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failures.append(error)
+        self._wakeup.set()
+
+    def _raise_failure(self, broker: AlpacaPaperTradingBroker) -> None:
+        failure = self._failures[0] if self._failures else broker.failure
+        if failure is None:
+            return
+        if isinstance(failure, DryWorkError):
+            raise failure
+        raise DryWorkError(f"a part of the run died: {type(failure).__name__}: {failure}") from failure
+
+    def _after_slice(self, piece: Slice) -> None:
+        assert self._cerebro is not None
+        broker = self._cerebro.broker
+        value = broker.getvalue()
+        self._equity.append(EquityPoint(piece.end_ns, value))
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + 2.0
+            at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(piece.end_ns // 1_000_000_000))
+            bars = sum(self._cerebro.bars.values())
+            self._tell(f"{at} UTC  {bars:,} bars  {broker.order_count} orders  equity {value:,.2f}")
+
+    @staticmethod
+    def _unregister(control: ExchangeControl, agent_id: str) -> None:
+        # The exchange may be gone already, which is why the run ends.
+        with contextlib.suppress(DryWorkError):
+            control.unregister(agent_id)
+
+    # The result
+
+    def _build_result(
+        self,
+        agent: Agent,
+        cerebro: LiveCerebro,
+        broker: AlpacaPaperTradingBroker,
+        source: MarketSource,
+        notes: list[str],
+        seconds: float,
+    ) -> RunResult:
+        settings = self._settings
+        orders, fills = broker.results()
+        counted = {name: count for name, count in source.counters().items() if count and name.startswith("dropped")}
+        if cerebro.late_bars:
+            counted["late behind their symbol"] = cerebro.late_bars
+        dropped = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(counted.items())]
+        positions = {
+            feed: size for feed, size in ((s, broker.position_of(s)) for s in settings.symbols) if abs(size) > 1e-12
+        }
+        return RunResult(
+            mode=settings.mode,
+            engine="live",
+            agent=agent.spec,
+            params=agent.all_params,
+            symbols=settings.symbols,
+            bars={symbol: cerebro.bars[symbol] for symbol in settings.symbols},
+            orders=orders,
+            fills=fills,
+            positions=positions,
+            equity=measure_equity(broker.startingvalue, self._equity),
+            seconds=seconds,
+            notes=[*notes, *dropped],
+        )
+
+
+def derive_session(agent: Agent, fingerprint: str) -> str:
+    """Return the session of a run that is to be repeatable: equal agent, parameters and data give an equal one."""
+    parts = [agent.strategy.__name__, agent.source_digest, agent.all_params, fingerprint]
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def resampling(frame: TimeFrame) -> dict[str, Any]:
+    """Return Backtrader's arguments for a time frame."""
+    units = {
+        "s": (bt.TimeFrame.Seconds, 1),
+        "m": (bt.TimeFrame.Minutes, 1),
+        "h": (bt.TimeFrame.Minutes, 60),
+        "d": (bt.TimeFrame.Days, 1),
+        "w": (bt.TimeFrame.Weeks, 1),
+    }
+    unit, factor = units[frame.unit]
+    return {"timeframe": unit, "compression": frame.count * factor}
+
+
+@contextlib.contextmanager
+def _stopping_feeds(cerebro: LiveCerebro) -> Iterator[None]:
+    # Backtrader calls no `stop` when anything raises.
+    try:
+        yield
+    finally:
+        for data in cerebro.datas:
+            data.stop()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Stuck

@@ -1,0 +1,85 @@
+"""The state directory of an agent: its place, its lease, its heartbeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from dry_work.clock import Clock
+from dry_work.errors import ConfigError
+from dry_work.feeds.lease import AgentLease
+from dry_work.settings import POD_STATE_DIR, RunSettings
+
+HEARTBEAT = "heartbeat"
+JOURNAL = "orders.sqlite"
+
+
+class AgentState:
+    """The directory that one running agent holds.
+
+    A local run begins with an empty one, so that two runs are equal, and leaves nothing behind unless the user named
+    the directory.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.agent_id = settings.agent_id or f"local-{secrets.token_hex(4)}"
+        self._fresh = settings.mode == "local"
+        self._given = settings.state_dir_given
+        self._random_id = not settings.agent_id
+        base = settings.state_dir
+        if self._fresh:
+            self.path = base / "local" / self.agent_id
+        elif settings.state_dir_given or base == POD_STATE_DIR:
+            self.path = base
+        else:
+            self.path = base / self.agent_id
+        self._lease: AgentLease | None = None
+        self.nonce = ""
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the orders journal is."""
+        return self.path / JOURNAL
+
+    def acquire(self) -> None:
+        """Take the directory.
+
+        Raises:
+            LeaseHeldError: a running process has it.
+            ConfigError: it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--state-dir {self.path}: cannot be made: {error.strerror}") from error
+        self._lease = AgentLease(self.path, self.agent_id)
+        self._lease.acquire()
+        self.nonce = self._lease.nonce
+        if self._fresh:
+            for name in (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", HEARTBEAT):
+                (self.path / name).unlink(missing_ok=True)
+
+    def beat(self, clock: Clock) -> None:
+        """Write the heartbeat: the time of writing and the process."""
+        path = self.path / HEARTBEAT
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps({"time_ns": clock.time_ns(), "pid": os.getpid()}) + "\n")
+        fresh.replace(path)
+
+    def release(self) -> None:
+        """Give the directory back. May be called twice."""
+        if self._lease is None:
+            return
+        self._lease.release()
+        self._lease = None
+        # A record of orders is kept, unless it is that of a local run, which the same command gives again.
+        if not self._given and (self._fresh or (self._random_id and not self.journal_path.exists())):
+            shutil.rmtree(self.path, ignore_errors=True)
+            for folder in self.path.parents[: 2 if self._fresh else 1]:  # down to the state directory, not beyond
+                try:
+                    folder.rmdir()
+                except OSError:  # another agent's files are in it
+                    break

@@ -1,0 +1,87 @@
+"""A local run in lock-step delivers every bar and fills as a stock backtest does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dry_work.engine.agents import load_agent
+from dry_work.engine.result import RunResult
+from dry_work.engine.runner import Runner
+from dry_work.exchange.synthetic import synthetic_day
+from dry_work.feeds.recorded import Recording, read_bars
+from dry_work.settings import RunSettings
+
+from .stock import run_stock
+
+STOCKS = ("SPY", "IBM", "BAC", "AIG")
+CRYPTO = ("BTC/USD", "ETH/USD")
+AGENTS = {
+    "market": ("agents.sma_cross:SmaCross", False),
+    "limit": ("agents.limit_bounce:LimitBounce", True),
+    "extra-line": ("agents.sentiment_tilt:SentimentTilt", False),
+}
+
+
+def run_local(agent: str, symbols: tuple[str, ...], data: tuple[str, ...] = (), **changes: Any) -> RunResult:
+    lines: list[str] = []
+    settings = RunSettings(symbols=symbols, agent=agent, params={}, mode="local", data=data, **changes)
+    return Runner(settings, tell=lines.append).run()
+
+
+def assert_equal_fills(result: RunResult, expected: list[dict[str, Any]]) -> None:
+    found = list(result.fills)
+    assert [(f["symbol"], f["side"], f["time"]) for f in found] == [
+        (f["symbol"], f["side"], f["time"]) for f in expected
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["qty"] == pytest.approx(theirs["qty"], abs=1e-6)
+        assert ours["price"] == pytest.approx(theirs["price"], abs=1e-6)
+
+
+def check(kind: str, symbols: tuple[str, ...], data: tuple[str, ...], recording: Recording) -> RunResult:
+    agent, guarded = AGENTS[kind]
+    result = run_local(agent, symbols, data)
+    assert result.bars == {symbol: recording.count(symbol) for symbol in symbols}
+    expected, bars, value = run_stock(load_agent(agent).strategy, recording, guarded=guarded)
+    assert bars == result.bars
+    assert_equal_fills(result, expected)
+    assert result.equity.end == pytest.approx(value, abs=1e-6)
+    return result
+
+
+@pytest.mark.recordings
+@pytest.mark.parametrize("kind", ["market", "limit"])
+def test_stocks_over_three_days(kind: str, recordings: Path, clean_environment: Path) -> None:
+    data = tuple(str(recordings / f"bars-{symbol}-*.parquet") for symbol in STOCKS)
+    result = check(kind, STOCKS, data, read_bars(data, STOCKS))
+    assert len(result.fills) > 20
+
+
+@pytest.mark.recordings
+@pytest.mark.parametrize("kind", ["market", "limit"])
+def test_crypto_over_a_full_day_and_one_with_a_gap(kind: str, recordings: Path, clean_environment: Path) -> None:
+    data = (str(recordings / "bars-BTC-USD-*.parquet"), str(recordings / "bars-ETH-USD-*.parquet"))
+    result = check(kind, CRYPTO, data, read_bars(data, CRYPTO))
+    assert len(result.fills) > 20
+
+
+@pytest.mark.parametrize("kind", list(AGENTS))
+def test_stocks_and_crypto_on_the_synthetic_day(kind: str, clean_environment: Path) -> None:
+    symbols = ("SPY", "BAC", "BTC/USD")
+    result = check(kind, symbols, (), synthetic_day(symbols))
+    assert result.fills
+
+
+def test_two_runs_are_equal(clean_environment: Path) -> None:
+    runs = [run_local(AGENTS["market"][0], ("SPY", "BTC/USD")) for _ in range(2)]
+    assert runs[0].orders == runs[1].orders
+    assert runs[0].fills == runs[1].fills
+    assert runs[0].orders
+
+
+def test_a_local_run_leaves_nothing_behind(clean_environment: Path) -> None:
+    run_local(AGENTS["market"][0], ("SPY",))
+    assert list(clean_environment.iterdir()) == []
