@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,8 +12,9 @@ from alpaca.common.exceptions import APIError
 from alpaca.data.historical import CryptoHistoricalDataClient, StockHistoricalDataClient
 from alpaca.data.requests import CryptoBarsRequest, StockBarsRequest
 from alpaca.data.timeframe import TimeFrame
-from alpaca.trading.client import TradingClient
 
+from dry_work.alpaca.trading import TradingApi, prepare_client
+from dry_work.clock import SECOND_NS
 from dry_work.errors import BrokerUnavailableError, ConfigError, VenueAuthError
 from dry_work.market.messages import Bar, Slice
 from dry_work.market.symbols import is_crypto, is_option
@@ -30,19 +30,21 @@ class BarHistory:
 
     Args:
         credentials: of the account.
-        trading_url: base URL of the trading API, asked for the venue's time.
+        api: asked for the venue's time.
         data_url: base URL of the market-data API.
         feed: of stocks.
         timeout_s: of each request.
     """
 
     def __init__(
-        self, credentials: Credentials, *, trading_url: str, data_url: str, feed: str = "iex", timeout_s: float = 10.0
+        self, credentials: Credentials, *, api: TradingApi, data_url: str, feed: str = "iex", timeout_s: float = 10.0
     ) -> None:
         keys = (credentials.key, credentials.secret)
-        self._trading = _with_timeout(TradingClient(*keys, raw_data=True, url_override=trading_url), timeout_s)
-        self._stocks = _with_timeout(StockHistoricalDataClient(*keys, raw_data=True, url_override=data_url), timeout_s)
-        self._crypto = _with_timeout(CryptoHistoricalDataClient(*keys, raw_data=True, url_override=data_url), timeout_s)
+        stocks = StockHistoricalDataClient(*keys, raw_data=True, url_override=data_url)
+        crypto = CryptoHistoricalDataClient(*keys, raw_data=True, url_override=data_url)
+        self._stocks = prepare_client(stocks, url=data_url, timeout_s=timeout_s)
+        self._crypto = prepare_client(crypto, url=data_url, timeout_s=timeout_s)
+        self._api = api
         self._feed = feed
         self._data_url = data_url
 
@@ -56,8 +58,8 @@ class BarHistory:
         if count <= 0:
             return []
         try:
-            now = datetime.fromisoformat(str(self._trading.get_clock()["timestamp"])).astimezone(UTC)
-            bars = [bar for symbol in symbols for bar in self._fetch(symbol, count, now)]
+            now_ns = self._api.clock_ns()
+            bars = [bar for symbol in symbols for bar in self._fetch(symbol, count, now_ns)]
         except APIError as error:
             if error.status_code in (401, 403):
                 raise VenueAuthError(
@@ -70,9 +72,10 @@ class BarHistory:
             ) from error
         return group_slices(bars)
 
-    def _fetch(self, symbol: str, count: int, now: datetime) -> list[Bar]:
+    def _fetch(self, symbol: str, count: int, now_ns: int) -> list[Bar]:
         if is_option(symbol):
             raise ConfigError(f"{symbol}: there is no warm-up for options; give --warmup 0")
+        now = datetime.fromtimestamp(now_ns // SECOND_NS, UTC)
         window: dict[str, Any] = {
             "symbol_or_symbols": symbol,
             "timeframe": TimeFrame.Minute,
@@ -86,7 +89,6 @@ class BarHistory:
         else:
             found = self._stocks.get_stock_bars(StockBarsRequest(**window, feed=self._feed))
         bars = [parse_bar_item({"T": "b", "S": symbol, **row}, recv_ns=0) for row in found.get(symbol, [])]
-        now_ns = int(now.timestamp() * 1_000_000) * 1000
         return sorted((bar for bar in bars if bar.end_ns <= now_ns), key=lambda bar: bar.ts_event_ns)[-count:]
 
 
@@ -96,9 +98,3 @@ def group_slices(bars: Sequence[Bar]) -> list[Slice]:
     for bar in bars:
         groups.setdefault(bar.ts_event_ns + bar.length_ns, []).append(bar)
     return [Slice(end_ns=end_ns, bars=tuple(groups[end_ns])) for end_ns in sorted(groups)]
-
-
-def _with_timeout(client: Any, timeout_s: float) -> Any:
-    # alpaca-py sends its requests without a time-out: a silent server would hold the start for ever.
-    client._session.request = functools.partial(client._session.request, timeout=timeout_s)
-    return client

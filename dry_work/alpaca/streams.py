@@ -25,7 +25,7 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
-from dry_work.alpaca.trading import is_loopback
+from dry_work.addresses import is_loopback_url
 from dry_work.backoff import Backoff
 from dry_work.errors import BrokerUnavailableError, CodecError, VenueAuthError
 from dry_work.orders.model import TradeEvent
@@ -172,7 +172,7 @@ class TradeUpdates:
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[ClientConnection]:
         options: dict[str, Any] = {}
-        if is_loopback(self.url.replace("ws", "http", 1)) and "proxy" in inspect.signature(connect).parameters:
+        if is_loopback_url(self.url) and "proxy" in inspect.signature(connect).parameters:
             options["proxy"] = None
         try:
             socket = await connect(

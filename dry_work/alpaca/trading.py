@@ -6,7 +6,6 @@ without looking whether the order was taken. Money travels as text in both direc
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ import requests
 from alpaca.common.exceptions import APIError
 from alpaca.trading.client import TradingClient
 
+from dry_work.addresses import is_loopback_url
 from dry_work.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -28,6 +28,7 @@ from dry_work.errors import (
 )
 from dry_work.orders.lifecycle import is_lack_of_funds
 from dry_work.orders.model import AccountSnapshot, OrderRequest, VenueOrder, VenuePosition
+from dry_work.settings import LIVE_URL, PAPER_URL
 from dry_work.wire.alpaca_rest import (
     build_order_request,
     parse_account,
@@ -37,8 +38,6 @@ from dry_work.wire.alpaca_rest import (
 )
 from dry_work.wire.pubsub import parse_time
 
-PAPER_URL = "https://paper-api.alpaca.markets"
-LIVE_URL = "https://api.alpaca.markets"
 OPEN_ORDERS_LIMIT = 500  # the venue's own
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -56,17 +55,6 @@ def choose_url(url: str | None, *, paper: bool) -> str:
     if paper and urlsplit(base).hostname == urlsplit(LIVE_URL).hostname:
         raise ConfigError(f"{base} trades with real money; set sandbox=False (--live) if that is meant")
     return base
-
-
-def is_loopback(url: str) -> bool:
-    """Tell whether a URL names this machine, where a proxy is of no use."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def map_status(status: int, body: str, headers: Mapping[str, str]) -> BrokerError:
@@ -99,77 +87,20 @@ class TradingApi:
 
     def __init__(self, api_key: str, secret_key: str, *, url: str, timeout_s: float = 10.0) -> None:
         self.url = url
-        self._client = TradingClient(api_key, secret_key, raw_data=True, url_override=url)
-        self._client._retry = 0
-        session = self._client._session
-        session.request = _with_timeout(session.request, timeout_s)
-        if is_loopback(url):
-            session.trust_env = False
+        client = TradingClient(api_key, secret_key, raw_data=True, url_override=url)
+        self._client = prepare_client(client, url=url, timeout_s=timeout_s)
 
     def __repr__(self) -> str:
         return f"TradingApi({self.url!r})"
 
-    def account(self) -> AccountSnapshot:
-        """Return the account."""
-        return self._parse(parse_account, self._call("GET", "/account"))
-
-    def positions(self) -> list[VenuePosition]:
-        """Return all positions."""
-        return [self._parse(parse_position, item) for item in self._list("/positions")]
-
-    def open_orders(self) -> list[VenueOrder]:
-        """Return the open orders, newest first, at most 500."""
-        query = {"status": "open", "limit": OPEN_ORDERS_LIMIT}
-        return [self._parse(parse_order, item) for item in self._list("/orders", query)]
-
-    def clock_ns(self) -> int:
-        """Return the venue's time."""
-        return self._parse(_parse_clock, self._call("GET", "/clock"))
-
-    def submit(self, request: OrderRequest) -> VenueOrder:
-        """Send an order once.
+    def call(self, method: str, path: str, data: Mapping[str, object] | None = None, *, version: str = "v2") -> Any:
+        """Send a request and return the decoded answer.
 
         Raises:
-            OrderRejectedError: the venue refused it.
-            OutcomeUnknownError: it may have been taken; look it up by its client order id before sending it again.
-            BrokerUnavailableError, RateLimitedError: it was not taken.
+            OrderRejectedError: an answer of 400 to 499, with its code; VenueAuthError for refused credentials.
+            OutcomeUnknownError: a 5xx, a time-out or a lost connection.
+            BrokerUnavailableError, RateLimitedError: the request was not taken.
         """
-        answer = self._call("POST", "/orders", build_order_request(request))
-        try:
-            return self._parse(parse_order, answer)
-        except BrokerUnavailableError as error:
-            raise OutcomeUnknownError(f"the answer to the order cannot be read: {error.message}") from error
-
-    def order_by_client_id(self, client_order_id: str) -> VenueOrder | None:
-        """Return the order with this client order id, None when the venue does not know it."""
-        try:
-            answer = self._call("GET", "/orders:by_client_order_id", {"client_order_id": client_order_id})
-        except OrderRejectedError as error:
-            if error.http_status == 404:
-                return None
-            raise
-        return self._parse(parse_order, answer)
-
-    def cancel(self, order_id: str) -> None:
-        """Ask for the cancellation of an order by the venue's id; the stream tells of its success."""
-        self._call("DELETE", f"/orders/{order_id}")
-
-    def report_slice(self, number: int, *, consumer: str, orders: int) -> None:
-        """Tell the simulated exchange that a slice is done, and how many orders were sent in it."""
-        body = {"consumer": consumer, "orders": orders}
-        self._call("POST", f"/v1/slices/{number}/done", body, version="dry-work")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client._session.close()
-
-    def _list(self, path: str, query: Mapping[str, object] | None = None) -> list[Any]:
-        answer = self._call("GET", path, query)
-        if not isinstance(answer, list):
-            raise BrokerUnavailableError(f"{path}: the answer is no list")
-        return answer
-
-    def _call(self, method: str, path: str, data: Mapping[str, object] | None = None, *, version: str = "v2") -> Any:
         try:
             return self._client._request(method, path, data, api_version=version)
         except APIError as error:
@@ -179,6 +110,81 @@ class TradingApi:
             raise map_status(response.status_code, response.text, response.headers) from error
         except requests.RequestException as error:
             raise _map_transport(method, path, error) from error
+        except ValueError as error:  # an answer of 200 that is no JSON: a proxy, or another program
+            raise OutcomeUnknownError(f"{method} {path}: the answer is no JSON") from error
+
+    def account(self) -> AccountSnapshot:
+        """Return the account."""
+        return self._parse(parse_account, self.call("GET", "/account"))
+
+    def positions(self) -> list[VenuePosition]:
+        """Return all positions."""
+        return [self._parse(parse_position, item) for item in self._list("/positions")]
+
+    def is_tradable(self, symbol: str) -> bool | None:
+        """Tell whether an asset can be traded; None when the venue does not know it."""
+        try:
+            return _is_tradable(self.call("GET", f"/assets/{symbol}"))
+        except OrderRejectedError as error:
+            if error.http_status in (404, 422):
+                return None
+            raise
+
+    def tradable_assets(self) -> dict[str, bool]:
+        """Return for every asset whether it can be traded."""
+        return {str(asset.get("symbol")): _is_tradable(asset) for asset in self._list("/assets")}
+
+    def open_orders(self) -> list[VenueOrder]:
+        """Return the open orders, newest first, at most 500."""
+        query = {"status": "open", "limit": OPEN_ORDERS_LIMIT}
+        return [self._parse(parse_order, item) for item in self._list("/orders", query)]
+
+    def clock_ns(self) -> int:
+        """Return the venue's time."""
+        return self._parse(_parse_clock, self.call("GET", "/clock"))
+
+    def submit(self, request: OrderRequest) -> VenueOrder:
+        """Send an order once.
+
+        Raises:
+            OrderRejectedError: the venue refused it.
+            OutcomeUnknownError: it may have been taken; look it up by its client order id before sending it again.
+            BrokerUnavailableError, RateLimitedError: it was not taken.
+        """
+        answer = self.call("POST", "/orders", build_order_request(request))
+        try:
+            return self._parse(parse_order, answer)
+        except BrokerUnavailableError as error:
+            raise OutcomeUnknownError(f"the answer to the order cannot be read: {error.message}") from error
+
+    def order_by_client_id(self, client_order_id: str) -> VenueOrder | None:
+        """Return the order with this client order id, None when the venue does not know it."""
+        try:
+            answer = self.call("GET", "/orders:by_client_order_id", {"client_order_id": client_order_id})
+        except OrderRejectedError as error:
+            if error.http_status == 404:
+                return None
+            raise
+        return self._parse(parse_order, answer)
+
+    def cancel(self, order_id: str) -> None:
+        """Ask for the cancellation of an order by the venue's id; the stream tells of its success."""
+        self.call("DELETE", f"/orders/{order_id}")
+
+    def report_slice(self, number: int, *, consumer: str, orders: int) -> None:
+        """Tell the simulated exchange that a slice is done, and how many orders were sent in it."""
+        body = {"consumer": consumer, "orders": orders}
+        self.call("POST", f"/v1/slices/{number}/done", body, version="dry-work")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client._session.close()
+
+    def _list(self, path: str, query: Mapping[str, object] | None = None) -> list[Any]:
+        answer = self.call("GET", path, query)
+        if not isinstance(answer, list):
+            raise BrokerUnavailableError(f"{path}: the answer is no list")
+        return answer
 
     @staticmethod
     def _parse(parse: Callable[[Any], _Parsed], answer: Any) -> _Parsed:
@@ -186,6 +192,16 @@ class TradingApi:
             return parse(answer)
         except CodecError as error:
             raise BrokerUnavailableError(f"the venue's answer cannot be read: {error.reason}") from error
+
+
+def prepare_client(client: Any, *, url: str, timeout_s: float) -> Any:
+    """Give a client of alpaca-py what it lacks: time-outs, and no retries of its own, which repeat orders as well."""
+    client._retry = 0
+    session = client._session
+    session.request = _with_timeout(session.request, timeout_s)
+    if is_loopback_url(url):
+        session.trust_env = False
+    return client
 
 
 def _with_timeout(request: Callable[..., Any], timeout_s: float) -> Callable[..., Any]:
@@ -219,6 +235,10 @@ def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
         return max(float(headers["Retry-After"]), 0.0)
     except (KeyError, ValueError):
         return None
+
+
+def _is_tradable(asset: Any) -> bool:
+    return bool(asset.get("tradable")) and asset.get("status", "active") == "active"
 
 
 def _parse_clock(answer: Any) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import click
 from click.core import ParameterSource
 
+from dry_work.addresses import is_loopback_host
 from dry_work.errors import ConfigError
 
 
@@ -41,7 +40,7 @@ def command(
 
     if topics and not project:
         raise ConfigError("--topic needs the project to create it in: give --project or set GOOGLE_CLOUD_PROJECT")
-    if not is_loopback(host):
+    if not is_loopback_host(host):
         if context.get_parameter_source("host") is not ParameterSource.COMMANDLINE:
             raise ConfigError(
                 f"host {host} is not of this machine's loopback; since there is no authentication, "
@@ -68,13 +67,3 @@ def command(
     for error in waiter.errors:
         click.echo(f"Pub/Sub failed: {error!r}", err=True)
     context.exit(code)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches the host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -16,7 +16,8 @@ import backtrader as bt
 import structlog
 
 from dry_work.alpaca.assets import check_symbols
-from dry_work.alpaca.simulated import ExchangeControl, ExchangeSession, is_alpaca
+from dry_work.alpaca.simulated import ExchangeControl, is_alpaca
+from dry_work.alpaca.trading import TradingApi
 from dry_work.broker.journal import Journal
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.clock import Clock, SystemClock
@@ -102,10 +103,12 @@ class Runner:
             settings, fingerprint, notes = self._start_local(stack, settings)
             if settings.credentials is None:
                 raise ConfigError("no Alpaca credentials: set ALPACA_API_KEY and ALPACA_SECRET_KEY, or give --local")
-            control, session = self._find_session(stack, settings, settings.credentials)
-            check_symbols(
-                settings.symbols, settings.credentials, url=settings.alpaca_url, timeout_s=settings.request_timeout_s
-            )
+            keys = settings.credentials
+            api = TradingApi(keys.key, keys.secret, url=settings.alpaca_url, timeout_s=settings.request_timeout_s)
+            stack.callback(api.close)
+            control = None if is_alpaca(settings.alpaca_url) else ExchangeControl(api)
+            session = None if control is None else control.session()
+            check_symbols(settings.symbols, api)
             lockstep = session is not None and session.lockstep
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
@@ -128,7 +131,7 @@ class Runner:
             stack.callback(journal.close)
             broker = self._build_broker(settings, settings.credentials, agent, state, journal, lockstep, fingerprint)
             stack.callback(broker.stop)
-            cerebro = self._build_cerebro(settings, agent, source, broker, state, lockstep)
+            cerebro = self._build_cerebro(settings, agent, api, source, broker, state, lockstep)
             if control is not None and session is not None:
                 stack.callback(self._unregister, control, state.agent_id)
                 cerebro.on_ready = lambda: control.register(state.agent_id, settings.symbols)
@@ -176,16 +179,6 @@ class Runner:
         )
         return local_settings, recording.fingerprint, notes
 
-    @staticmethod
-    def _find_session(
-        stack: contextlib.ExitStack, settings: RunSettings, credentials: Credentials
-    ) -> tuple[ExchangeControl | None, ExchangeSession | None]:
-        if is_alpaca(settings.alpaca_url):
-            return None, None
-        control = ExchangeControl(settings.alpaca_url, credentials, timeout_s=settings.request_timeout_s)
-        stack.callback(control.close)
-        return control, control.session()
-
     def _build_broker(
         self,
         settings: RunSettings,
@@ -217,6 +210,7 @@ class Runner:
         self,
         settings: RunSettings,
         agent: Agent,
+        api: TradingApi,
         source: MarketSource,
         broker: AlpacaPaperTradingBroker,
         state: AgentState,
@@ -226,7 +220,7 @@ class Runner:
         cerebro: LiveCerebro = live_cerebro(
             source=source,
             wakeup=self._wakeup,
-            warmup=self._fetch_warmup(settings),
+            warmup=self._fetch_warmup(settings, api),
             lockstep=lockstep,
             forward_prenext=settings.forward_prenext,
             beat=lambda: state.beat(self._clock),
@@ -258,14 +252,14 @@ class Runner:
         self._cerebro = cerebro
         return cerebro
 
-    def _fetch_warmup(self, settings: RunSettings) -> list[Slice]:
+    def _fetch_warmup(self, settings: RunSettings, api: TradingApi) -> list[Slice]:
         if settings.warmup <= 0 or settings.credentials is None:
             return []
         from dry_work.alpaca.history import BarHistory
 
         history = BarHistory(
             settings.credentials,
-            trading_url=settings.alpaca_url,
+            api=api,
             data_url=settings.data_url,
             timeout_s=settings.request_timeout_s,
         )

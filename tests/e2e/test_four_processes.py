@@ -103,3 +103,29 @@ def test_ctrl_c_ends_a_run_with_130(start: Start, clean_environment: Path) -> No
     program.send(signal.SIGINT)
     assert program.wait(8.0) == 130, program.output
     assert "Traceback" not in program.output
+
+
+WATCHING = """
+import backtrader as bt
+
+class Watching(bt.Strategy):
+    def notify_data(self, data, status, *args, **kwargs):
+        print('status', data._getstatusname(status), flush=True)
+
+    def next(self):
+        print('next with', len(self.data), 'bars', flush=True)
+"""
+
+
+def test_a_run_that_joins_later_is_warmed_up_before_it_is_live(start: Start, clean_environment: Path) -> None:
+    (clean_environment / "symbols.txt").write_text("SPY\n")
+    (clean_environment / "watching.py").write_text(WATCHING)
+    stack = Stack(start, "--speed", "600", "--consumers", "0")
+    stack.exchange.wait_for_line(r"market running: slice ([2-9]\d|\d{3})")
+    run = start("run", "--agent", "watching.py", "--warmup", "10", env=stack.env)
+    found = run.wait_for_line(r"next with (\d+) bars")
+    run.send(signal.SIGTERM)
+    assert run.wait(8.0) == 0, run.output
+    assert int(found[1]) == 11
+    lines = [line for line in run.lines if line.startswith(("warm-up", "status", "next"))]
+    assert lines[:4] == ["warm-up: 10 bars of history", "status DELAYED", "status LIVE", "next with 11 bars"]

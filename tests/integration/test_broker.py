@@ -19,6 +19,7 @@ from aiohttp import web
 from websockets.sync.client import connect
 
 from dry_work.alpaca.simulated import ExchangeControl
+from dry_work.alpaca.trading import TradingApi
 from dry_work.broker.journal import Journal
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.engine.live import LiveCerebro
@@ -30,7 +31,6 @@ from dry_work.feeds.recorded import Recording
 from dry_work.market.messages import Bar, Slice
 from dry_work.orders.model import OrderStatus
 from dry_work.ports import SourceEvent, SourceFailed
-from dry_work.settings import Credentials
 from dry_work.wakeup import Wakeup
 from dry_work.wire.alpaca_stream import StreamWatermark, parse_frame
 
@@ -159,10 +159,11 @@ def run_broker(
         cerebro.setbroker(broker)
         cerebro.addstrategy(strategy)
         cerebro.addanalyzer(Told, _name="told")
-        control = ExchangeControl(exchange.url, Credentials(key="KEY", secret="SECRET"))
+        api = TradingApi("KEY", "SECRET", url=exchange.url)
+        control = ExchangeControl(api)
         cerebro.on_ready = lambda: control.register("tester", recording.symbols)
         [ran] = cerebro.run()
-        control.close()
+        api.close()
         return ran.analyzers.told.rows, broker, exchange.describe()
     finally:
         broker.stop()

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "dry_work"
 
 # A layer imports itself and what stands before it.
 LAYERS = (
-    {"errors", "clock", "wakeup", "backoff"},
+    {"errors", "clock", "wakeup", "backoff", "addresses"},
     {"market", "orders"},
     {"ports", "settings"},
     {"wire", "observability"},

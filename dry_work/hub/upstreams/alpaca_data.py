@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
+from dry_work.addresses import is_loopback_url
 from dry_work.backoff import Backoff
 from dry_work.clock import Clock
 from dry_work.errors import CodecError
@@ -252,7 +251,7 @@ class AlpacaDataConnection:
                 additional_headers={"Content-Type": self._codec.value},
                 user_agent_header="dry-work",
                 compression=None,
-                proxy=None if _is_loopback(self._url) else True,
+                proxy=None if is_loopback_url(self._url) else True,
                 open_timeout=timing.open_timeout_s,
                 close_timeout=timing.close_timeout_s,
                 ping_interval=None,  # our own keepalive: pongs are not read while we hold back
@@ -444,13 +443,3 @@ def _describe(error: Exception, timed_out: str) -> str:
     if isinstance(error, ConnectionClosed):
         return f"the connection was closed: {error}"
     return f"{type(error).__name__}: {error}"
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

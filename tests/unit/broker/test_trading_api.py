@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from dry_work.alpaca.trading import TradingApi, choose_url, is_loopback, map_status
+from dry_work.addresses import is_loopback_url
+from dry_work.alpaca.trading import TradingApi, choose_url, map_status
 from dry_work.errors import (
     BrokerUnavailableError,
     ConfigError,
@@ -132,4 +133,4 @@ def test_the_url_follows_from_paper_unless_it_is_given() -> None:
     [("http://127.0.0.1:5", True), ("http://localhost", True), ("http://[::1]:5", True), ("https://a.b", False)],
 )
 def test_this_machine_needs_no_proxy(url: str, expected: bool) -> None:
-    assert is_loopback(url) is expected
+    assert is_loopback_url(url) is expected

@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 from google.cloud import pubsub_v1
 
+from dry_work.addresses import is_loopback_host
 from dry_work.cli import main
-from dry_work.cli.pubsub import command, is_loopback
+from dry_work.cli.pubsub import command
 from dry_work.errors import ConfigError
 
 TIMEOUT_S = 20.0
@@ -123,4 +124,4 @@ def test_a_host_beyond_the_loopback_is_served_with_a_warning(monkeypatch: pytest
      ("10.0.0.1", False), ("example.com", False)],
 )  # fmt: skip
 def test_loopback_hosts_are_told_from_others(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
+    assert is_loopback_host(host) is expected
