@@ -71,7 +71,8 @@ class PubSubMarketSource:
 
     Counters, beside those of `Sequencer`, `BarPolicy` and `BarBarrier`: `messages` (received), `dropped_<reason>` (the
     reasons of `parse_message`, and `future timestamp`, in words joined by `_`), `redelivered_messages`,
-    `ignored_fields`, `bars` (delivered, in slices), `news`, `reconnects`, `buffer_full` (times that pulling had to
+    `ignored_fields`, `bars` (delivered, in slices), `news`, `reconnects`,
+    `recreated_subscriptions` (that were gone), `buffer_full` (times that pulling had to
     wait), `stale_symbols`. Those that are zero are left out.
     """
 
@@ -224,7 +225,9 @@ class PubSubMarketSource:
         """Return counts of what was received and of what was dropped, by reason."""
         with self._received_lock:
             received = dict(self._received)
-        keeper = {} if self._keeper is None else {"reconnects": self._keeper.reconnects}
+        keeper = {}
+        if self._keeper is not None:
+            keeper = {"reconnects": self._keeper.reconnects, "recreated_subscriptions": self._keeper.recreated}
         counts = merge_counts(received, self._counts, self._assembler.counts(), keeper)
         counts["buffer_full"] = self._intake.full_count
         return {name: count for name, count in counts.items() if count}

@@ -37,6 +37,7 @@ SINCE_LABEL = "dry-work-since"
 _SUBSCRIPTION_ID = re.compile(r"(?!goog)[A-Za-z][A-Za-z0-9._~%+-]{2,254}")
 _NONCE = re.compile(r"[a-z0-9_-]{1,63}")
 
+GONE_WAIT_S = 1.0  # before a subscription that is gone is made again
 _BEAT_S = 30.0
 _REACH_TIMEOUT_S = 2.0  # of one try to reach Pub/Sub again
 
@@ -103,6 +104,7 @@ class SubscriptionKeeper:
         owner_check_s: float,
     ) -> None:
         self.reconnects = 0
+        self.recreated = 0  # subscriptions that were gone
         self._subscriber = subscriber
         self._subscriptions = subscriptions
         self._labels = labels
@@ -259,8 +261,9 @@ class SubscriptionKeeper:
         """Return the seconds until the stream is opened again."""
         _log.info("stream ended", topic=topic, error="" if error is None else str(error))
         if isinstance(error, SubscriptionGoneError):
-            self._fail_lost(self._subscriptions[topic])
-            return 0.0
+            # The server has lost it, or another process takes it over; that one must find the name free.
+            self._set_lost(topic, True)
+            return GONE_WAIT_S
         backoff = self._backoffs[topic]
         wait_s = backoff.next_wait_s(now)
         if backoff.attempts == 1:
@@ -272,8 +275,14 @@ class SubscriptionKeeper:
         """Open a stream again, if the subscription is still ours; False when Pub/Sub is not reached."""
         name = self._subscriptions[topic]
         try:
-            if not self._is_ours(name, timeout_s=_REACH_TIMEOUT_S):
-                self._fail_lost(name)
+            existing = self._subscriber.find(name, timeout_s=_REACH_TIMEOUT_S)
+            if existing is None and not self._stopping:
+                self._set_lost(topic, True)  # what was in it is lost: the engine must hear of it
+                self._subscriber.create(name, topic, labels=self._labels)
+                self.recreated += 1
+                _log.warning("subscription was gone and is made again; what was in it is lost", subscription=name)
+            elif existing is not None and existing.labels.get(OWNER_LABEL) != self._labels[OWNER_LABEL]:
+                self._fail_taken(name, existing)
                 return True
         except (FeedError, ConfigError) as error:
             _log.info("Pub/Sub not reached", topic=topic, error=str(error))
@@ -288,10 +297,13 @@ class SubscriptionKeeper:
     def _check_all(self) -> None:
         for name in self._subscriptions.values():
             try:
-                if not self._is_ours(name) and not self._stopping:
-                    self._fail_lost(name)
+                found = self._subscriber.find(name)
             except (FeedError, ConfigError) as error:
                 _log.info("subscription not checked", subscription=name, error=str(error))
+                continue
+            # One that is gone ends its stream, which is dealt with there.
+            if found is not None and found.labels.get(OWNER_LABEL) != self._labels[OWNER_LABEL] and not self._stopping:
+                self._fail_taken(name, found)
 
     def _set_lost(self, topic: str, is_lost: bool) -> None:
         with self._changed:
@@ -312,8 +324,8 @@ class SubscriptionKeeper:
         _log.info("market data", connected=status.connected, detail=status.detail)
         self._report(status)
 
-    def _fail_lost(self, name: str) -> None:
-        self._fail(FeedError(f"subscription {name} was deleted or taken over by another process"))
+    def _fail_taken(self, name: str, found: SubscriptionFacts) -> None:
+        self._fail(FeedError(f"subscription {name} was taken over by {describe_owner(found.labels)}"))
 
     def _fail(self, error: BaseException) -> None:
         if not self._failed:

@@ -361,10 +361,18 @@ def test_the_same_agent_id_twice_in_one_process_is_refused(market: Market, tmp_p
     first.stop()
 
 
-def test_a_lost_subscription_ends_the_run_with_an_error(market: Market, tmp_path: Path) -> None:
+def test_a_subscription_that_is_taken_over_ends_the_run_with_an_error(market: Market, tmp_path: Path) -> None:
     run = Run(market, ("A",), agent_id="a1", state_dir=tmp_path).start()
-    market._subscriber.delete_subscription(subscription=f"projects/{PROJECT}/subscriptions/agent-a1-market-data")
-    with pytest.raises(FeedError, match="was deleted or taken over"):
+    name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
+    market._subscriber.delete_subscription(subscription=name)
+    market._subscriber.create_subscription(
+        request={
+            "name": name,
+            "topic": f"projects/{PROJECT}/topics/market-data",
+            "labels": {"dry-work-owner": "somebody-else"},
+        }
+    )
+    with pytest.raises(FeedError, match="was taken over"):
         run.join()
 
 

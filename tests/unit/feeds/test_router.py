@@ -332,7 +332,7 @@ def test_an_agent_that_is_taken_over_fails_and_leaves_the_subscription_alone(ser
         events.append(first.next())
     failed = events[-1]
     assert isinstance(failed, SourceFailed)
-    assert "agent-a1-market-data was deleted or taken over" in str(failed.error)
+    assert "agent-a1-market-data was taken over by process" in str(failed.error)
     first.source.stop()
     assert server.subscriptions()["agent-a1-market-data"].labels[OWNER_LABEL] == "n2"
     server.publish("market-data", encode_bar(bar("A", 1)))
@@ -340,14 +340,28 @@ def test_an_agent_that_is_taken_over_fails_and_leaves_the_subscription_alone(ser
 
 
 def test_a_subscription_that_changes_hands_in_silence_is_noticed(server: Server, sources: Sources) -> None:
-    reader = sources.start(("A",), owner_check_s=0.05)
-    request = {"subscription": f"projects/{PROJECT}/subscriptions/agent-a1-market-data"}
-    server.subscriber.delete_subscription(request=request)
+    reader = sources.start(("A",), owner_check_s=0.05, watermarks=False)
+    name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
+    topic = f"projects/{PROJECT}/topics/market-data"
+    server.subscriber.delete_subscription(request={"subscription": name})
+    server.subscriber.create_subscription(request={"name": name, "topic": topic, "labels": {OWNER_LABEL: "n2"}})
     event = reader.next()
     while isinstance(event, SourceStatus):
         event = reader.next()
     assert isinstance(event, SourceFailed)
-    assert isinstance(event.error, FeedError)
+    assert "was taken over" in str(event.error)
+
+
+def test_a_subscription_that_is_gone_is_made_again_and_the_outage_is_told(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A",), watermarks=False)
+    name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
+    server.subscriber.delete_subscription(request={"subscription": name})
+    statuses = [reader.next(), reader.next()]
+    assert [status.connected for status in statuses if isinstance(status, SourceStatus)] == [False, True]
+    assert server.subscriptions()["agent-a1-market-data"].labels[OWNER_LABEL] == "n1"
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    assert summary(reader.next_slice()) == ["A@1"]
+    assert reader.source.counters()["recreated_subscriptions"] == 1
 
 
 def test_a_missing_topic_is_named_with_what_to_do(server: Server, sources: Sources) -> None:
