@@ -234,7 +234,8 @@ class HubService:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=_choose_loop()) as runner:
+                runner.run(self._serve())
         except BaseException as error:
             _log.exception("the hub's thread died")
             self._fail(error)
@@ -287,6 +288,16 @@ class HubService:
             first, self._failed = not self._failed, True
         if first and self._on_failure is not None:
             self._on_failure(error)
+
+
+def _choose_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's loop, which the extra `hub` installs, or None for asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 class _TopicTarget:
