@@ -1,362 +1,128 @@
-"""Topics, subscriptions, leases and flow control of a Pub/Sub server, as a function of calls and the time given.
+"""Topics, subscriptions and snapshots of a Pub/Sub server, as a function of calls and the time given.
 
-Pure: no I/O, no clock, no threads; one thread at a time. Times of leases are nanoseconds of a clock that never goes
-back.
-
-A message published on a topic becomes one `Delivery` in every subscription whose filter lets it through. A delivery
-waits, is leased to a puller under an ack id that is new each time, and then is acknowledged (gone), or waits again
-because its deadline passed or was set to 0. Acknowledging after the deadline still counts as long as the message was
-not leased again. A subscription holds what waits up to `max_backlog_bytes`; beyond it the oldest waiting messages are
-dropped and counted. What is leased is bounded by the pullers' flow control.
+Pure: no I/O, no clock, no threads; one thread at a time. Times (`time_ns`) are UTC since 1970 in nanoseconds. What ends
+by age, subscriptions that nobody uses, snapshots and outdated messages, ends in `sweep`, which is to be called when
+`next_sweep_ns` has come. The messages of a subscription and their leases are in `pubsub_subscription`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import msgspec
+from collections.abc import Mapping, Sequence
 
 from dry_work.clock import SECOND_NS
-from dry_work.embedded.pubsub_filter import FilterError, Predicate, parse_filter
+from dry_work.embedded.pubsub_deliveries import Counters, DeadLetter
+from dry_work.embedded.pubsub_filter import FilterError
+from dry_work.embedded.pubsub_messages import Message
+from dry_work.embedded.pubsub_ordering import OrderedSubscription
 from dry_work.embedded.pubsub_rules import (
-    MAX_ACK_DEADLINE_S,
+    MAX_SNAPSHOT_LIFE_S,
+    MAX_SUBSCRIPTIONS_PER_TOPIC,
+    MIN_SNAPSHOT_LIFE_S,
+    RequestError,
     SubscriptionSettings,
+    TopicSettings,
     already_exists,
-    check_ack_deadline,
-    check_ack_id,
     check_labels,
     check_name,
     check_project,
     check_quota,
     check_settings,
+    check_topic_settings,
+    failed_precondition,
     invalid_argument,
     not_found,
 )
+from dry_work.embedded.pubsub_subscription import Subscription
 
 DELETED_TOPIC = "_deleted-topic_"
-# One response of a streaming pull; lets several pullers share a burst. A larger message goes alone: with
-# PUBSUB_EMULATOR_HOST Google's client takes 4 MiB in one response.
-MAX_BATCH_MESSAGES = 500
-MAX_BATCH_BYTES = 1_000_000
 
-# Deadlines are looked at no more often than this, so that many leases cost one pass and not one each.
-EXPIRY_GRAIN_NS = SECOND_NS // 10
+SWEEP_INTERVAL_NS = 60 * SECOND_NS  # at least so often
+SWEEP_GRAIN_NS = SECOND_NS  # and at most
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """A published message: its id and the whole `PubsubMessage` as it goes over the wire."""
+class MessageLog:
+    """Messages kept for a seek, oldest first, up to `max_bytes`; beyond it the oldest are dropped and counted."""
 
-    message_id: str
-    encoded: bytes
+    def __init__(self, messages: Sequence[Message], max_bytes: int, counters: Counters) -> None:
+        self.messages: deque[Message] = deque()
+        self._max_bytes = max_bytes
+        self._counters = counters
+        self._bytes = 0
+        self.add(messages)
 
-
-class Delivery(msgspec.Struct):
-    """One message in one subscription. `ack_id` is empty while it waits."""
-
-    message: Message
-    ack_id: str = ""
-    deadline_ns: int = 0
-    puller: Puller | None = None
-    expired_ack_id: str = ""
-    gone: bool = False
-
-
-class Puller:
-    """One subscriber's connection and its flow control. A limit of 0 or less means none.
-
-    Args:
-        wake: called when `Subscription.take` may give something, and when the subscription was deleted.
-    """
-
-    def __init__(
-        self, *, max_messages: int, max_bytes: int, ack_deadline_s: int, wake: Callable[[], None] = lambda: None
-    ) -> None:
-        self.max_messages = max_messages
-        self.max_bytes = max_bytes
-        self.set_ack_deadline(ack_deadline_s)
-        self.wake = wake
-        self.outstanding_messages = 0
-        self.outstanding_bytes = 0
-
-    def set_ack_deadline(self, seconds: int) -> None:
-        """Give the messages taken from now on this deadline."""
-        check_ack_deadline(seconds)
-        self.ack_deadline_s = seconds
-
-    @property
-    def has_room(self) -> bool:
-        """Tell whether another message may be sent to this subscriber now."""
-        return (self.max_messages <= 0 or self.outstanding_messages < self.max_messages) and (
-            self.max_bytes <= 0 or self.outstanding_bytes < self.max_bytes
-        )
-
-
-class Counters(msgspec.Struct):
-    """Messages counted since the start; all but `published` count once per subscription."""
-
-    published: int = 0
-    filtered: int = 0
-    delivered: int = 0
-    expired: int = 0
-    acknowledged: int = 0
-    dropped: int = 0
-
-
-class Subscription:
-    """The messages of one subscription that are not yet acknowledged."""
-
-    def __init__(
-        self,
-        name: str,
-        topic_name: str,
-        settings: SubscriptionSettings,
-        *,
-        ack_prefix: str,
-        max_backlog_bytes: int,
-        counters: Counters | None = None,
-    ) -> None:
-        self.name = name
-        self.topic_name = topic_name
-        self.settings = settings
-        self.deleted = False
-        self.next_expiry_ns: int | None = None  # no lease ends before
-        self._matches: Predicate | None = parse_filter(settings.filter)
-        self._ack_prefix = ack_prefix
-        self._max_backlog_bytes = max_backlog_bytes
-        self._counters = counters if counters is not None else Counters()
-        self._waiting: deque[Delivery] = deque()
-        self._backlog_bytes = 0
-        self._leased: dict[str, Delivery] = {}
-        self._expired: dict[str, Delivery] = {}  # by the last ack id, for acknowledgements that come late
-        self._pullers: deque[Puller] = deque()
-        self._lease_count = 0
-
-    @property
-    def backlog_bytes(self) -> int:
-        """Bytes of the messages that wait for delivery."""
-        return self._backlog_bytes
-
-    @property
-    def unacknowledged(self) -> int:
-        """Number of messages that wait or are leased."""
-        return len(self._leased) + sum(1 for delivery in self._waiting if not delivery.gone)
-
-    def add(self, messages: Sequence[Message], attributes: Sequence[Mapping[str, str]]) -> None:
-        """Take published messages that the filter lets through; `attributes` has one mapping per message."""
-        matches = self._matches
-        waiting = self._waiting
-        for message, its_attributes in zip(messages, attributes, strict=True):
-            if matches is not None and not matches(its_attributes):
-                self._counters.filtered += 1
-                continue
-            waiting.append(Delivery(message))
-            self._backlog_bytes += len(message.encoded)
-        self._trim()
-        self._wake_pullers()
-
-    def open(self, puller: Puller) -> None:
-        """Let a subscriber take part in the deliveries."""
-        self._pullers.append(puller)
-        self._wake_pullers()
-
-    def close(self, puller: Puller) -> None:
-        """Give a subscriber nothing more. What it was given stays leased until its deadlines, as at Google."""
-        if puller in self._pullers:
-            self._pullers.remove(puller)
-
-    def take(self, puller: Puller, now_ns: int) -> list[Delivery]:
-        """Lease waiting messages to a puller, oldest first: a batch, within its flow control and its fair share."""
-        waiting = self._waiting
-        if not waiting or not puller.has_room:
-            return []
-        sharers = sum(1 for other in self._pullers if other.has_room) or 1
-        room = min(MAX_BATCH_MESSAGES, -(-len(waiting) // sharers))
-        if puller.max_messages > 0:
-            room = min(room, puller.max_messages - puller.outstanding_messages)
-        bytes_limit = puller.max_bytes if puller.max_bytes > 0 else None
-        deadline_ns = now_ns + puller.ack_deadline_s * SECOND_NS
-        batch: list[Delivery] = []
-        batch_bytes = 0
-        held_bytes = puller.outstanding_bytes
-        while waiting and len(batch) < room:
-            delivery = waiting[0]
-            if delivery.gone:
-                waiting.popleft()
-                continue
-            size = len(delivery.message.encoded)
-            if bytes_limit is not None and held_bytes >= bytes_limit:
-                break
-            if batch and batch_bytes + size > MAX_BATCH_BYTES:
-                break
-            waiting.popleft()
-            if delivery.expired_ack_id:
-                del self._expired[delivery.expired_ack_id]
-                delivery.expired_ack_id = ""
-            self._lease_count += 1
-            ack_id = f"{self._ack_prefix}-{self._lease_count:x}"
-            delivery.ack_id = ack_id
-            delivery.deadline_ns = deadline_ns
-            delivery.puller = puller
-            self._leased[ack_id] = delivery
-            batch_bytes += size
-            held_bytes += size
-            batch.append(delivery)
-        puller.outstanding_messages += len(batch)
-        puller.outstanding_bytes = held_bytes
-        self._backlog_bytes -= batch_bytes
-        self._counters.delivered += len(batch)
-        if batch:
-            self._expect_expiry(deadline_ns)
-        return batch
-
-    def acknowledge(self, ack_ids: Iterable[str]) -> None:
-        """Forget the messages for good. Ids that are no longer known are left out.
-
-        Raises:
-            RequestError: an id was never one of ours; those before it were acknowledged.
-        """
-        freed = False
-        try:
-            for ack_id in ack_ids:
-                delivery = self._leased.pop(ack_id, None)
-                if delivery is not None:
-                    self._free(delivery)
-                    freed = True
-                elif (delivery := self._expired.pop(ack_id, None)) is not None:
-                    self._backlog_bytes -= len(delivery.message.encoded)
-                else:
-                    check_ack_id(ack_id)
-                    continue
-                delivery.gone = True
-                self._counters.acknowledged += 1
-        finally:
-            if freed:
-                self._wake_pullers()
-
-    def modify_deadline(self, ack_id: str, deadline_s: int, now_ns: int) -> None:
-        """Let a lease end `deadline_s` seconds from now; 0 gives the message back at once.
-
-        Raises:
-            RequestError: the id was never one of ours, or the deadline is out of range.
-        """
-        if not 0 <= deadline_s <= MAX_ACK_DEADLINE_S:
-            raise invalid_argument(
-                f"An ack deadline of {deadline_s} seconds was given; it must be 0 to {MAX_ACK_DEADLINE_S} seconds."
-            )
-        delivery = self._leased.get(ack_id)
-        if delivery is None:
-            check_ack_id(ack_id)
-        elif deadline_s > 0:
-            delivery.deadline_ns = now_ns + deadline_s * SECOND_NS
-            self._expect_expiry(delivery.deadline_ns)
-        else:
-            # To the back: a message that is refused again and again must not keep the others from being delivered.
-            self._release(delivery)
-            self._waiting.append(delivery)
-            self._trim()
-            self._wake_pullers()
-
-    def expire(self, now_ns: int) -> None:
-        """Give back the messages whose lease has ended, oldest first, before those that were never delivered."""
-        if self.next_expiry_ns is None or now_ns < self.next_expiry_ns:
-            return
-        ended = [delivery for delivery in self._leased.values() if delivery.deadline_ns <= now_ns]
-        for delivery in ended:
-            delivery.expired_ack_id = delivery.ack_id
-            self._expired[delivery.ack_id] = delivery
-            self._release(delivery)
-        self._waiting.extendleft(reversed(ended))
-        self._counters.expired += len(ended)
-        earliest_ns = min((delivery.deadline_ns for delivery in self._leased.values()), default=None)
-        self.next_expiry_ns = None if earliest_ns is None else max(earliest_ns, now_ns + EXPIRY_GRAIN_NS)
-        if ended:
-            self._trim()
-            self._wake_pullers()
-
-    def end(self) -> None:
-        """Mark the subscription as deleted, forget its messages and wake its pullers, so that they see it."""
-        self.deleted = True
-        self._waiting.clear()
-        self._leased.clear()
-        self._expired.clear()
-        self._backlog_bytes = 0
-        self.next_expiry_ns = None
-        for puller in tuple(self._pullers):
-            puller.wake()
-
-    def _free(self, delivery: Delivery) -> None:
-        """Take a delivery off its puller's flow control."""
-        puller = delivery.puller
-        assert puller is not None
-        puller.outstanding_messages -= 1
-        puller.outstanding_bytes -= len(delivery.message.encoded)
-        delivery.puller = None
-
-    def _release(self, delivery: Delivery) -> None:
-        """End a lease; the caller puts the delivery back among the waiting."""
-        del self._leased[delivery.ack_id]
-        delivery.ack_id = ""
-        self._backlog_bytes += len(delivery.message.encoded)
-        self._free(delivery)
-
-    def _trim(self) -> None:
-        while self._backlog_bytes > self._max_backlog_bytes:
-            delivery = self._waiting.popleft()
-            if delivery.gone:
-                continue
-            delivery.gone = True
-            self._expired.pop(delivery.expired_ack_id, None)
-            self._backlog_bytes -= len(delivery.message.encoded)
+    def add(self, messages: Sequence[Message]) -> None:
+        """Keep these too."""
+        self.messages.extend(messages)
+        self._bytes += sum(len(message.encoded) for message in messages)
+        while self._bytes > self._max_bytes:
+            self._drop_oldest()
             self._counters.dropped += 1
 
-    def _expect_expiry(self, deadline_ns: int) -> None:
-        if self.next_expiry_ns is None or deadline_ns < self.next_expiry_ns:
-            self.next_expiry_ns = deadline_ns
+    def forget_before(self, time_ns: int) -> None:
+        """Forget what was published before."""
+        while self.messages and self.messages[0].published_ns < time_ns:
+            self._drop_oldest()
 
-    def _wake_pullers(self) -> None:
-        if not self._waiting:
-            return
-        for puller in tuple(self._pullers):
-            if puller.has_room:
-                puller.wake()
-        self._pullers.rotate(-1)  # another one is first next time, so that single messages are shared too
+    def _drop_oldest(self) -> None:
+        self._bytes -= len(self.messages.popleft().encoded)
+
+
+class Snapshot:
+    """What was unacknowledged in a subscription, and what was published on its topic since."""
+
+    def __init__(self, name: str, topic_name: str, labels: Mapping[str, str], expire_ns: int, log: MessageLog) -> None:
+        self.name = name
+        self.topic_name = topic_name
+        self.labels = labels
+        self.expire_ns = expire_ns
+        self.log = log
 
 
 class Topic:
-    """A topic and the subscriptions that get its messages."""
+    """A topic, the subscriptions and snapshots that get its messages, and the messages that it retains itself."""
 
-    def __init__(self, name: str, labels: Mapping[str, str]) -> None:
+    def __init__(self, name: str, settings: TopicSettings) -> None:
         self.name = name
-        self.labels = labels
+        self.settings = settings
         self.subscriptions: dict[str, Subscription] = {}
+        self.snapshots: dict[str, Snapshot] = {}
+        self.log: MessageLog | None = None
 
 
 class PubSubCore:
-    """All topics and subscriptions of a server, whatever the project.
+    """All topics, subscriptions and snapshots of a server, whatever the project.
 
     Args:
-        max_backlog_bytes: bound of what waits for delivery, per subscription.
+        max_backlog_bytes: bound of what waits for delivery, per subscription, and of what is kept for a seek, per
+            subscription, topic and snapshot.
         nonce: differs from one run of a server to the next, so that an ack id of an earlier run hits nothing.
     """
 
     def __init__(self, *, max_backlog_bytes: int, nonce: int) -> None:
         self.counters = Counters()
+        self.dead_letters: deque[DeadLetter] = deque()
+        self.next_sweep_ns = 0
         self._max_backlog_bytes = max_backlog_bytes
         self._nonce = nonce
         self._topics: dict[str, Topic] = {}
         self._subscriptions: dict[str, Subscription] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self._subscription_count = 0
 
-    def create_topic(self, name: str, labels: Mapping[str, str] | None = None) -> Topic:
+    # Topics
+
+    def create_topic(self, name: str, settings: TopicSettings | None = None) -> Topic:
         """Add a topic; refused when the name is taken or not allowed."""
+        settings = settings if settings is not None else TopicSettings()
         check_name(name, "topics")
-        check_labels(labels or {})
+        check_topic_settings(settings)
         if name in self._topics:
             raise already_exists(name)
         check_quota(self._topics, name, "topics")
-        topic = Topic(name, dict(labels or {}))
+        topic = Topic(name, settings)
         self._topics[name] = topic
+        self._configure_topic(topic)
         return topic
 
     def topic(self, name: str) -> Topic:
@@ -367,38 +133,90 @@ class PubSubCore:
             raise not_found(name)
         return topic
 
-    def delete_topic(self, name: str) -> None:
-        """Remove a topic. Its subscriptions keep their messages and get no new ones."""
+    def has_topic(self, name: str) -> bool:
+        """Tell whether there is a topic of that name."""
+        return name in self._topics
+
+    def update_topic(self, name: str, settings: TopicSettings) -> Topic:
+        """Give a topic other settings."""
         topic = self.topic(name)
-        for subscription in topic.subscriptions.values():
-            subscription.topic_name = DELETED_TOPIC
-        del self._topics[name]
+        check_topic_settings(settings)
+        topic.settings = settings
+        self._configure_topic(topic)
+        return topic
+
+    def delete_topic(self, name: str) -> None:
+        """Remove a topic. Its subscriptions and snapshots keep their messages and get no new ones."""
+        del self._topics[self.topic(name).name]
+        for subscription in self._subscriptions.values():  # detached ones too
+            if subscription.topic_name == name:
+                subscription.topic_name = DELETED_TOPIC
+                subscription.topic_retention_s = None
+        for snapshot in self._snapshots.values():
+            if snapshot.topic_name == name:
+                snapshot.topic_name = DELETED_TOPIC
 
     def topics(self, project: str) -> list[Topic]:
         """Return the topics of `projects/<id>` by name."""
         prefix = f"{check_project(project)}/topics/"
         return [self._topics[name] for name in sorted(self._topics) if name.startswith(prefix)]
 
-    def create_subscription(self, name: str, topic_name: str, settings: SubscriptionSettings) -> Subscription:
+    def publish(self, topic: Topic, messages: Sequence[Message], attributes: Sequence[Mapping[str, str]]) -> None:
+        """Hand messages to every subscription of the topic; without one they are gone, as at Google."""
+        self.counters.published += len(messages)
+        for subscription in topic.subscriptions.values():
+            subscription.add(messages, attributes)
+        if topic.log is not None:
+            topic.log.add(messages)
+        for snapshot in topic.snapshots.values():
+            snapshot.log.add(messages)
+
+    def _configure_topic(self, topic: Topic) -> None:
+        retention_s = topic.settings.retention_s
+        if retention_s is None:
+            topic.log = None
+        elif topic.log is None:
+            topic.log = MessageLog((), self._max_backlog_bytes, self.counters)
+        for subscription in topic.subscriptions.values():
+            subscription.topic_retention_s = retention_s
+        self.next_sweep_ns = 0
+
+    # Subscriptions
+
+    def create_subscription(
+        self, name: str, topic_name: str, settings: SubscriptionSettings, *, time_ns: int = 0
+    ) -> Subscription:
         """Add a subscription, which gets what is published from now on."""
+        self._subscription_count += 1
+        ack_prefix = f"{(self._nonce + self._subscription_count) & 0xFFFF_FFFF_FFFF_FFFF:x}"
+        if not name and len(parts := topic_name.split("/")) == 4:
+            name = f"projects/{parts[1]}/subscriptions/{parts[3][:200]}-{ack_prefix}"  # as Google names it: any name
         check_name(name, "subscriptions")
-        check_settings(settings)
         topic = self.topic(topic_name)
+        self._check_settings(settings)
         if name in self._subscriptions:
             raise already_exists(name)
         check_quota(self._subscriptions, name, "subscriptions")
-        self._subscription_count += 1
+        if len(topic.subscriptions) >= MAX_SUBSCRIPTIONS_PER_TOPIC:
+            raise RequestError(
+                "RESOURCE_EXHAUSTED",
+                f"A topic may have {MAX_SUBSCRIPTIONS_PER_TOPIC} subscriptions; {name} is one too many.",
+            )
+        make = OrderedSubscription if settings.ordered else Subscription
         try:
-            subscription = Subscription(
+            subscription = make(
                 name,
                 topic_name,
                 settings,
-                ack_prefix=f"{(self._nonce + self._subscription_count) & 0xFFFF_FFFF_FFFF_FFFF:x}",
+                ack_prefix=ack_prefix,
                 max_backlog_bytes=self._max_backlog_bytes,
                 counters=self.counters,
+                dead_letters=self.dead_letters,
             )
         except FilterError as error:
             raise invalid_argument(f"Invalid filter for {name}: {error}.") from error
+        subscription.topic_retention_s = topic.settings.retention_s
+        subscription.last_used_ns = time_ns
         self._subscriptions[name] = subscription
         topic.subscriptions[name] = subscription
         return subscription
@@ -411,14 +229,28 @@ class PubSubCore:
             raise not_found(name)
         return subscription
 
+    def update_subscription(self, name: str, settings: SubscriptionSettings, *, time_ns: int = 0) -> Subscription:
+        """Give a subscription other settings; its filter and ordering are those it was created with."""
+        subscription = self.subscription(name)
+        self._check_settings(settings)
+        subscription.configure(settings)
+        subscription.last_used_ns = max(subscription.last_used_ns, time_ns)
+        self.next_sweep_ns = 0
+        return subscription
+
+    def detach_subscription(self, name: str) -> Subscription:
+        """Take a subscription off its topic for ever; its messages are forgotten and its streams end."""
+        subscription = self.subscription(name)
+        self._disconnect(subscription)
+        subscription.detach()
+        return subscription
+
     def delete_subscription(self, name: str) -> Subscription:
         """Remove a subscription with its messages; its streaming pulls are woken to end."""
         subscription = self.subscription(name)
         del self._subscriptions[name]
-        topic = self._topics.get(subscription.topic_name)
-        if topic is not None:
-            topic.subscriptions.pop(name, None)
-        subscription.end()
+        self._disconnect(subscription)
+        subscription.delete()
         return subscription
 
     def subscriptions(self, project: str) -> list[Subscription]:
@@ -426,8 +258,130 @@ class PubSubCore:
         prefix = f"{check_project(project)}/subscriptions/"
         return [self._subscriptions[name] for name in sorted(self._subscriptions) if name.startswith(prefix)]
 
-    def publish(self, topic: Topic, messages: Sequence[Message], attributes: Sequence[Mapping[str, str]]) -> None:
-        """Hand messages to every subscription of the topic; without one they are gone, as at Google."""
-        self.counters.published += len(messages)
-        for subscription in topic.subscriptions.values():
-            subscription.add(messages, attributes)
+    def seek_to_time(self, name: str, time_ns: int) -> Subscription:
+        """Take what was published before a time as acknowledged, what was published since as not acknowledged."""
+        subscription = self._attached(name)
+        held = {message.number: message for message in subscription.retained_messages()}
+        topic = self._topics.get(subscription.topic_name)
+        if topic is not None and topic.log is not None:
+            for message in topic.log.messages:
+                if message.published_ns >= time_ns and message.number not in held and subscription.accepts(message):
+                    held[message.number] = message
+        subscription.seek(message for message in held.values() if message.published_ns >= time_ns)
+        return subscription
+
+    def seek_to_snapshot(self, name: str, snapshot_name: str) -> Subscription:
+        """Take what the snapshot holds as not acknowledged, and everything else as acknowledged."""
+        subscription = self._attached(name)
+        snapshot = self.snapshot(snapshot_name)
+        if snapshot.topic_name != subscription.topic_name or snapshot.topic_name == DELETED_TOPIC:
+            raise failed_precondition(
+                f"The subscription's topic {subscription.topic_name} is not the snapshot's, {snapshot.topic_name}."
+            )
+        subscription.seek(message for message in snapshot.log.messages if subscription.accepts(message))
+        return subscription
+
+    def _attached(self, name: str) -> Subscription:
+        subscription = self.subscription(name)
+        if subscription.detached:
+            raise failed_precondition(f"The subscription is detached (resource={name}).")
+        return subscription
+
+    def _disconnect(self, subscription: Subscription) -> None:
+        topic = self._topics.get(subscription.topic_name)
+        if topic is not None and topic.subscriptions.get(subscription.name) is subscription:
+            del topic.subscriptions[subscription.name]
+
+    def _check_settings(self, settings: SubscriptionSettings) -> None:
+        check_settings(settings)
+        if settings.dead_letter is not None and not self.has_topic(settings.dead_letter.topic_name):
+            raise not_found(settings.dead_letter.topic_name)
+
+    # Snapshots
+
+    def create_snapshot(
+        self, name: str, subscription_name: str, labels: Mapping[str, str], *, time_ns: int = 0
+    ) -> Snapshot:
+        """Record what is unacknowledged in a subscription; refused when the snapshot would end within an hour."""
+        check_name(name, "snapshots")
+        check_labels(labels)
+        subscription = self._attached(subscription_name)
+        topic = self._topics.get(subscription.topic_name)
+        if topic is None:
+            raise failed_precondition(f"The topic of the subscription was deleted (resource={subscription_name}).")
+        if name in self._snapshots:
+            raise already_exists(name)
+        check_quota(self._snapshots, name, "snapshots")
+        backlog = subscription.unacknowledged_messages()
+        expire_ns = MAX_SNAPSHOT_LIFE_S * SECOND_NS + min(
+            (message.published_ns for message in backlog), default=time_ns
+        )
+        if expire_ns < time_ns + MIN_SNAPSHOT_LIFE_S * SECOND_NS:
+            raise failed_precondition(
+                f"The oldest unacknowledged message of {subscription_name} is so old that the snapshot would expire "
+                "in less than an hour."
+            )
+        log = MessageLog(backlog, self._max_backlog_bytes, self.counters)
+        snapshot = Snapshot(name, topic.name, dict(labels), expire_ns, log)
+        self._snapshots[name] = topic.snapshots[name] = snapshot
+        self.next_sweep_ns = 0
+        return snapshot
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Return a snapshot; refused when there is none of that name."""
+        snapshot = self._snapshots.get(name)
+        if snapshot is None:
+            check_name(name, "snapshots")
+            raise not_found(name)
+        return snapshot
+
+    def update_snapshot(self, name: str, labels: Mapping[str, str], expire_ns: int, *, time_ns: int = 0) -> Snapshot:
+        """Give a snapshot other labels and another end, at most seven days ahead."""
+        snapshot = self.snapshot(name)
+        check_labels(labels)
+        if expire_ns != snapshot.expire_ns and not time_ns < expire_ns <= time_ns + MAX_SNAPSHOT_LIFE_S * SECOND_NS:
+            raise invalid_argument(
+                f"The expire_time of {name} must be in the future and at most {MAX_SNAPSHOT_LIFE_S} seconds ahead."
+            )
+        snapshot.labels = dict(labels)
+        snapshot.expire_ns = expire_ns
+        self.next_sweep_ns = 0
+        return snapshot
+
+    def delete_snapshot(self, name: str) -> None:
+        """Remove a snapshot with its messages."""
+        snapshot = self.snapshot(name)
+        del self._snapshots[name]
+        topic = self._topics.get(snapshot.topic_name)
+        if topic is not None:
+            topic.snapshots.pop(name, None)
+
+    def snapshots(self, project: str) -> list[Snapshot]:
+        """Return the snapshots of `projects/<id>` by name."""
+        prefix = f"{check_project(project)}/snapshots/"
+        return [self._snapshots[name] for name in sorted(self._snapshots) if name.startswith(prefix)]
+
+    # Age
+
+    def sweep(self, time_ns: int) -> list[Subscription]:
+        """End what is too old by now; return the subscriptions that were removed because nobody used them."""
+        removed = [one for one in self._subscriptions.values() if one.is_unused(time_ns)]
+        for subscription in removed:
+            self.delete_subscription(subscription.name)
+        for snapshot in tuple(self._snapshots.values()):
+            if snapshot.expire_ns <= time_ns:
+                self.delete_snapshot(snapshot.name)
+        due_ns = [time_ns + SWEEP_INTERVAL_NS, *(snapshot.expire_ns for snapshot in self._snapshots.values())]
+        for topic in self._topics.values():
+            if topic.log is not None and topic.settings.retention_s is not None:
+                retention_ns = round(topic.settings.retention_s * SECOND_NS)
+                topic.log.forget_before(time_ns - retention_ns)
+                if topic.log.messages:
+                    due_ns.append(topic.log.messages[0].published_ns + retention_ns + 1)
+        for subscription in self._subscriptions.values():
+            outdated_ns = subscription.forget_outdated(time_ns)
+            due_ns += [] if outdated_ns is None else [outdated_ns]
+            if (ttl_s := subscription.settings.expiration_ttl_s) is not None:
+                due_ns.append(subscription.last_used_ns + round(ttl_s * SECOND_NS))
+        self.next_sweep_ns = max(min(due_ns), time_ns + SWEEP_GRAIN_NS)
+        return removed

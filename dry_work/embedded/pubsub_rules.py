@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from dry_work.clock import SECOND_NS
 from dry_work.errors import DryWorkError
 
 MIN_ACK_DEADLINE_S = 10
@@ -14,7 +15,15 @@ MAX_ACK_DEADLINE_S = 600
 MIN_EXPIRATION_TTL_S = 86_400
 MIN_RETENTION_S = 600
 MAX_RETENTION_S = 31 * 86_400
+MIN_DELIVERY_ATTEMPTS = 5
+MAX_DELIVERY_ATTEMPTS = 100
+DEFAULT_MIN_BACKOFF_S = 10.0
+MAX_BACKOFF_S = 600.0
+MAX_SNAPSHOT_LIFE_S = 7 * 86_400
+MIN_SNAPSHOT_LIFE_S = 3_600
 MAX_RESOURCES_PER_PROJECT = 10_000
+MAX_SNAPSHOTS_PER_PROJECT = 5_000
+MAX_SUBSCRIPTIONS_PER_TOPIC = 10_000
 MAX_PAGE_SIZE = 1_000
 MAX_LABELS = 64
 
@@ -42,17 +51,48 @@ def not_found(name: str) -> RequestError:
     return RequestError("NOT_FOUND", f"Resource not found (resource={name}).")
 
 
-class SubscriptionSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subscription is created with. `expiration_ttl_s` None: never.
+def failed_precondition(message: str) -> RequestError:
+    """Return the refusal of a request that the present state does not allow."""
+    return RequestError("FAILED_PRECONDITION", message)
 
-    Expiration and retention by age are kept and returned, not applied: this server's subscriptions end with it.
-    """
+
+class TopicSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a topic is created with. `retention_s` None: the topic itself keeps no message."""
+
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    retention_s: float | None = None
+
+
+class DeadLetterPolicy(msgspec.Struct, frozen=True):
+    """Where a message goes that was delivered `max_delivery_attempts` times and never acknowledged."""
+
+    topic_name: str
+    max_delivery_attempts: int = MIN_DELIVERY_ATTEMPTS
+
+
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """How long a message rests after a failed delivery: doubling from the least to the greatest backoff."""
+
+    min_backoff_s: float = DEFAULT_MIN_BACKOFF_S
+    max_backoff_s: float = MAX_BACKOFF_S
+
+    def backoff_ns(self, failures: int) -> int:
+        """Return the rest after this many failed deliveries, at least one, in nanoseconds."""
+        return round(min(self.max_backoff_s, self.min_backoff_s * 2.0 ** min(failures - 1, 64)) * SECOND_NS)
+
+
+class SubscriptionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a subscription is created with. `expiration_ttl_s` None: never."""
 
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     filter: str = ""
+    ordered: bool = False
     ack_deadline_s: int = MIN_ACK_DEADLINE_S
     retention_s: float = 7 * 86_400.0
+    retain_acked: bool = False
     expiration_ttl_s: float | None = 31 * 86_400.0
+    dead_letter: DeadLetterPolicy | None = None
+    retry: RetryPolicy | None = None
 
 
 def paginate(names: Sequence[str], page_size: int, page_token: str) -> tuple[list[str], str]:
@@ -115,20 +155,70 @@ def check_ack_deadline(seconds: int) -> None:
         )
 
 
+def check_retention(seconds: float) -> None:
+    """Refuse a message retention that a topic or a subscription cannot have."""
+    if not MIN_RETENTION_S <= seconds <= MAX_RETENTION_S:
+        raise invalid_argument(
+            f"A message retention of {seconds:g} seconds was given; it must be "
+            f"{MIN_RETENTION_S} to {MAX_RETENTION_S} seconds."
+        )
+
+
+def check_topic_settings(settings: TopicSettings) -> None:
+    """Refuse settings that a topic cannot have."""
+    check_labels(settings.labels)
+    if settings.retention_s is not None:
+        check_retention(settings.retention_s)
+
+
 def check_settings(settings: SubscriptionSettings) -> None:
     """Refuse settings that a subscription cannot have; the filter is read when it is made."""
     check_labels(settings.labels)
     check_ack_deadline(settings.ack_deadline_s)
-    if not MIN_RETENTION_S <= settings.retention_s <= MAX_RETENTION_S:
-        raise invalid_argument(
-            f"A message retention of {settings.retention_s:g} seconds was given; it must be "
-            f"{MIN_RETENTION_S} to {MAX_RETENTION_S} seconds."
-        )
+    check_retention(settings.retention_s)
     if settings.expiration_ttl_s is not None and settings.expiration_ttl_s < MIN_EXPIRATION_TTL_S:
         raise invalid_argument(
             f"An expiration ttl of {settings.expiration_ttl_s:g} seconds was given; it must be at least "
             f"{MIN_EXPIRATION_TTL_S} seconds, or absent for never."
         )
+    if settings.dead_letter is not None:
+        check_name(settings.dead_letter.topic_name, "topics")
+        attempts = settings.dead_letter.max_delivery_attempts
+        if not MIN_DELIVERY_ATTEMPTS <= attempts <= MAX_DELIVERY_ATTEMPTS:
+            raise RequestError(
+                "OUT_OF_RANGE",
+                f"A max_delivery_attempts of {attempts} was given; it must be "
+                f"{MIN_DELIVERY_ATTEMPTS} to {MAX_DELIVERY_ATTEMPTS}.",
+            )
+    if settings.retry is not None:
+        _check_retry(settings.retry)
+
+
+def _check_retry(policy: RetryPolicy) -> None:
+    for name, seconds in (("minimum_backoff", policy.min_backoff_s), ("maximum_backoff", policy.max_backoff_s)):
+        if not 0 <= seconds <= MAX_BACKOFF_S:
+            raise invalid_argument(f"A {name} of {seconds:g} seconds was given; it must be 0 to {MAX_BACKOFF_S:g}.")
+    if policy.max_backoff_s < policy.min_backoff_s:
+        raise invalid_argument(
+            f"A maximum_backoff of {policy.max_backoff_s:g} seconds was given; it must be at least the "
+            f"minimum_backoff, {policy.min_backoff_s:g} seconds."
+        )
+
+
+def check_update_mask(paths: Sequence[str], kind: str, known: Iterable[str], fixed: Iterable[str]) -> None:
+    """Refuse an update mask that is empty or names a field that is unknown or cannot change."""
+    if not paths:
+        raise invalid_argument(f"The update_mask in the Update{kind}Request must be set and have at least one path.")
+    for path in paths:
+        if path in fixed:
+            raise invalid_argument(
+                f"Invalid update_mask in the Update{kind}Request: the field {path!r} of a {kind} cannot be changed."
+            )
+        if path not in known:
+            raise invalid_argument(
+                f"Invalid update_mask in the Update{kind}Request: {path!r} is not a field of a {kind}; "
+                "paths are whole fields and look like ack_deadline_seconds."
+            )
 
 
 def check_ack_id(ack_id: str) -> None:
@@ -139,14 +229,12 @@ def check_ack_id(ack_id: str) -> None:
 
 def check_quota(existing: Mapping[str, object], name: str, collection: str) -> None:
     """Refuse one more resource in a project that has as many as Google allows."""
-    if len(existing) < MAX_RESOURCES_PER_PROJECT:
+    limit = MAX_SNAPSHOTS_PER_PROJECT if collection == "snapshots" else MAX_RESOURCES_PER_PROJECT
+    if len(existing) < limit:
         return
     prefix = f"{name.rsplit('/', 2)[0]}/"
-    if sum(1 for other in existing if other.startswith(prefix)) >= MAX_RESOURCES_PER_PROJECT:
-        raise RequestError(
-            "RESOURCE_EXHAUSTED",
-            f"A project may have {MAX_RESOURCES_PER_PROJECT} {collection}; {name} is one too many.",
-        )
+    if sum(1 for other in existing if other.startswith(prefix)) >= limit:
+        raise RequestError("RESOURCE_EXHAUSTED", f"A project may have {limit} {collection}; {name} is one too many.")
 
 
 def already_exists(name: str) -> RequestError:

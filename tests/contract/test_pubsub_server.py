@@ -5,24 +5,26 @@ Where the emulator differs from Google's documentation, the test runs on ours on
 
 from __future__ import annotations
 
-import contextlib
+import json
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
 from google.api_core import exceptions
 from google.cloud import pubsub_v1
 from google.protobuf.duration_pb2 import Duration
-from google.pubsub_v1 import PublisherClient as GapicPublisher
 
+from dry_work.clock import SECOND_NS, ManualClock
 from dry_work.embedded.pubsub import EmbeddedPubSub
 
-TIMEOUT_S = 10.0
+if TYPE_CHECKING:
+    from conftest import Pubsub
+
+TIMEOUT_S = 30.0
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
@@ -32,145 +34,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) ->
         time.sleep(0.01)
 
 
-class Pubsub:
-    """Google's clients on one server, in a project of the test's own."""
-
-    def __init__(self, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", target)
-        self.target = target
-        self.publisher = pubsub_v1.PublisherClient()
-        self.subscriber = pubsub_v1.SubscriberClient()
-        self.project = f"test-{uuid.uuid4().hex[:8]}"
-        self.topic = f"projects/{self.project}/topics/market-data"
-        self.subscription = f"projects/{self.project}/subscriptions/agent-one"
-        self._pulls: list[Any] = []
-
-    def create(self, **settings: Any) -> None:
-        self.publisher.create_topic(name=self.topic)
-        self.subscriber.create_subscription(request={"name": self.subscription, "topic": self.topic, **settings})
-
-    def publish(self, *payloads: bytes, **attributes: str) -> list[str]:
-        """Publish in one request, past the client's batching."""
-        messages = [{"data": data, "attributes": attributes} for data in payloads]
-        return list(GapicPublisher.publish(self.publisher, topic=self.topic, messages=messages).message_ids)
-
-    def pull(self, count: int = 100, timeout_s: float = TIMEOUT_S) -> list[Any]:
-        """Pull once; nothing within the time is an empty list."""
-        try:
-            answer = self.subscriber.pull(
-                subscription=self.subscription, max_messages=count, timeout=timeout_s, retry=None
-            )
-        except exceptions.DeadlineExceeded:
-            return []
-        return list(answer.received_messages)
-
-    def pull_all(self, count: int) -> list[Any]:
-        """Pull until `count` messages have come."""
-        received: list[Any] = []
-        deadline = time.monotonic() + TIMEOUT_S
-        while len(received) < count:
-            assert time.monotonic() < deadline, f"{len(received)} of {count} messages came in time"
-            received += self.pull(count - len(received))
-        return received
-
-    def acknowledge(self, *ack_ids: str) -> None:
-        self.subscriber.acknowledge(subscription=self.subscription, ack_ids=list(ack_ids))
-
-    def give_back(self, *ack_ids: str, after_s: int = 0) -> None:
-        self.subscriber.modify_ack_deadline(
-            subscription=self.subscription, ack_ids=list(ack_ids), ack_deadline_seconds=after_s
-        )
-
-    def subscribe(self, callback: Callable[[Any], None], **flow: Any) -> Any:
-        pull = self.subscriber.subscribe(
-            self.subscription, callback=callback, flow_control=pubsub_v1.types.FlowControl(**flow)
-        )
-        self._pulls.append(pull)
-        return pull
-
-    def open_stream(self, **first: Any) -> Stream:
-        return Stream(self, first)
-
-    def close(self) -> None:
-        for pull in self._pulls:
-            pull.cancel()
-            with contextlib.suppress(exceptions.GoogleAPICallError):
-                pull.result(TIMEOUT_S)
-        self.publisher.stop()
-        self.publisher.transport.close()
-        self.subscriber.close()
-
-
-class Stream:
-    """A raw streaming pull: what the server itself sends, before the client's own flow control."""
-
-    def __init__(self, pubsub: Pubsub, first: dict[str, Any]) -> None:
-        self.requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.requests.put({"subscription": pubsub.subscription, "stream_ack_deadline_seconds": 10, **first})
-        self.received: list[Any] = []
-        self.error: exceptions.GoogleAPICallError | None = None
-        self.ended = threading.Event()
-        generator = iter(self.requests.get, None)
-        self._call = pubsub.subscriber.streaming_pull(
-            requests=(pubsub_v1.types.StreamingPullRequest(request) for request in generator)
-        )
-        self._thread = threading.Thread(target=self._read, name="test-stream")
-        self._thread.start()
-
-    def _read(self) -> None:
-        try:
-            for response in self._call:
-                self.received += response.received_messages
-        except exceptions.GoogleAPICallError as error:
-            self.error = error
-        self.ended.set()
-
-    @property
-    def data(self) -> list[bytes]:
-        return [one.message.data for one in self.received]
-
-    def send(self, **request: Any) -> None:
-        self.requests.put(request)
-
-    def close(self) -> None:
-        self._call.cancel()
-        self.requests.put(None)
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 @pytest.fixture
-def server() -> Iterator[EmbeddedPubSub]:
-    server = EmbeddedPubSub()
+def timed(make_pubsub: Callable[[str], Pubsub]) -> Iterator[tuple[Pubsub, ManualClock]]:
+    """Clients on our server, whose clock is moved by the test."""
+    clock = ManualClock(1_700_000_000 * SECOND_NS)
+    server = EmbeddedPubSub(clock=clock)
     server.start()
-    yield server
+    yield make_pubsub(server.target), clock
     server.stop()
-
-
-@pytest.fixture(params=["embedded", pytest.param("emulator", marks=pytest.mark.emulator)])
-def pubsub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pubsub]:
-    """Clients on either server."""
-    if request.param == "embedded":
-        target = request.getfixturevalue("server").target
-    else:
-        target = request.getfixturevalue("emulator_target")
-    pubsub = Pubsub(target, monkeypatch)
-    yield pubsub
-    pubsub.close()
-
-
-@pytest.fixture
-def ours(server: EmbeddedPubSub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pubsub]:
-    """Clients on our server, for what is documented and the emulator does otherwise."""
-    pubsub = Pubsub(server.target, monkeypatch)
-    yield pubsub
-    pubsub.close()
 
 
 # Topics and subscriptions
@@ -547,6 +418,7 @@ def test_a_client_that_ends_its_stream_is_answered_with_its_end(ours: Pubsub) ->
         ({}, {"subscription": "projects/p/subscriptions/other"}, "first request"),
         ({}, {"client_id": "me"}, "first request"),
         ({}, {"max_outstanding_messages": 5}, "first request"),
+        ({}, {"protocol_version": 1}, "first request"),
         ({}, {"stream_ack_deadline_seconds": 601}, "10 to 600"),
     ],
 )
@@ -583,6 +455,169 @@ def test_a_filter_outside_the_grammar_is_refused_with_the_place(ours: Pubsub) ->
         ours.subscriber.get_subscription(subscription=ours.subscription)
 
 
+# Ordering, batches, dead letters
+
+
+def test_an_ordered_subscription_gives_what_an_ordering_publisher_sent_in_order(pubsub: Pubsub) -> None:
+    pubsub.create(enable_message_ordering=True)
+    received: list[Any] = []
+    pubsub.subscribe(lambda message: (received.append(message), message.ack()))
+    publisher = pubsub_v1.PublisherClient(
+        publisher_options=pubsub_v1.types.PublisherOptions(enable_message_ordering=True)
+    )
+    try:
+        for number in range(300):
+            publisher.publish(pubsub.topic, b"%d" % number, ordering_key=f"key-{number % 3}")
+        wait_until(lambda: len(received) >= 300)
+    finally:
+        publisher.stop()
+        publisher.transport.close()
+    for key in range(3):
+        of_key = [int(message.data) for message in received if message.ordering_key == f"key-{key}"]
+        assert of_key == list(range(key, 300, 3))
+
+
+def test_a_nacked_message_of_a_key_comes_again_with_all_that_follow(ours: Pubsub) -> None:
+    ours.create(enable_message_ordering=True)
+    seen: list[bytes] = []
+
+    def refuse_once(message: Any) -> None:
+        seen.append(message.data)
+        message.nack() if seen.count(b"1") == 1 else message.ack()
+
+    ours.publish(b"1", b"2", b"3", key="A")
+    ours.subscribe(refuse_once)
+    wait_until(lambda: seen[-3:] == [b"1", b"2", b"3"] and seen.count(b"1") == 2)
+
+
+def test_a_stream_tells_that_its_subscription_is_ordered(ours: Pubsub) -> None:
+    ours.create(enable_message_ordering=True)
+    ours.publish(b"1", key="A")
+    with ours.open_stream() as stream:
+        wait_until(lambda: stream.received)
+        assert stream.properties.message_ordering_enabled
+        assert not stream.properties.exactly_once_delivery_enabled
+
+
+def test_a_batch_of_bars_arrives_as_it_was_published(pubsub: Pubsub) -> None:
+    pubsub.create()
+    batch = json.dumps([{"symbol": f"S{number}", "close": number / 7} for number in range(2_000)]).encode()
+    pubsub.publish(batch, encoding="batch")
+    (one,) = pubsub.pull_all(1)
+    assert (one.message.data, dict(one.message.attributes)) == (batch, {"encoding": "batch"})
+
+
+def test_a_message_that_keeps_failing_in_a_stream_is_forwarded(ours: Pubsub) -> None:
+    dead = f"{ours.topic}-dead"
+    ours.publisher.create_topic(name=dead)
+    ours.create(dead_letter_policy={"dead_letter_topic": dead, "max_delivery_attempts": 5}, retain_acked_messages=True)
+    graveyard = f"{ours.subscription}-graveyard"
+    ours.subscriber.create_subscription(name=graveyard, topic=dead)
+    attempts: list[int] = []
+    ours.subscribe(lambda message: (attempts.append(message.delivery_attempt), message.nack()))
+    message_id = ours.publish(b"poison")[0]
+    ours.subscription = graveyard
+    (letter,) = ours.pull_all(1)
+    assert (letter.message.data, attempts) == (b"poison", [1, 2, 3, 4, 5])
+    assert letter.message.message_id != message_id
+
+
+# Detached, unused and old: time is moved by hand
+
+
+def test_a_stream_of_a_subscription_that_is_detached_ends(ours: Pubsub) -> None:
+    ours.create()
+    ours.publish(b"x")
+    with ours.open_stream() as stream:
+        wait_until(lambda: stream.received)
+        ours.publisher.detach_subscription(request={"subscription": ours.subscription})
+        assert stream.ended.wait(TIMEOUT_S)
+        assert isinstance(stream.error, exceptions.FailedPrecondition)
+    with ours.open_stream() as stream:
+        assert stream.ended.wait(TIMEOUT_S)
+        assert isinstance(stream.error, exceptions.FailedPrecondition)
+
+
+def test_a_subscription_that_nobody_uses_expires(timed: tuple[Pubsub, ManualClock]) -> None:
+    pubsub, clock = timed
+    pubsub.create(expiration_policy={"ttl": Duration(seconds=86_400)})
+    clock.advance(86_399)
+    pubsub.publish(b"x")
+    assert [one.message.data for one in pubsub.pull_all(1)] == [b"x"]
+    clock.advance(86_399)
+    assert pubsub.subscriber.get_subscription(subscription=pubsub.subscription)
+    clock.advance(1)
+    with pytest.raises(exceptions.NotFound):
+        pubsub.subscriber.get_subscription(subscription=pubsub.subscription)
+    assert list(pubsub.publisher.list_topic_subscriptions(topic=pubsub.topic)) == []
+
+
+def test_a_subscription_with_an_open_stream_does_not_expire(timed: tuple[Pubsub, ManualClock]) -> None:
+    pubsub, clock = timed
+    pubsub.create(expiration_policy={"ttl": Duration(seconds=86_400)})
+    with pubsub.open_stream() as stream:
+        pubsub.publish(b"1")
+        wait_until(lambda: stream.received)
+        clock.advance(100 * 86_400)
+        pubsub.publish(b"2")
+        wait_until(lambda: b"2" in stream.data)
+    assert pubsub.subscriber.get_subscription(subscription=pubsub.subscription)
+
+
+def test_an_unacknowledged_message_is_forgotten_after_the_retention(timed: tuple[Pubsub, ManualClock]) -> None:
+    pubsub, clock = timed
+    pubsub.create(message_retention_duration=Duration(seconds=600))
+    pubsub.publish(b"old")
+    clock.advance(300)
+    pubsub.publish(b"new")
+    clock.advance(301)
+    assert [one.message.data for one in pubsub.pull_all(1)] == [b"new"]
+
+
+def test_deadlines_and_backoffs_follow_the_clock_of_the_server(timed: tuple[Pubsub, ManualClock]) -> None:
+    pubsub, clock = timed
+    pubsub.create(retry_policy={"minimum_backoff": Duration(seconds=100)}, ack_deadline_seconds=10)
+    pubsub.publish(b"x")
+    pubsub.pull_all(1)
+    clock.advance(10)
+    assert pubsub.pull(timeout_s=1.5) == []  # its deadline has passed, its rest begins
+    clock.advance(99)
+    assert pubsub.pull(timeout_s=1.5) == []
+    clock.advance(1)
+    assert [one.message.data for one in pubsub.pull_all(1)] == [b"x"]
+
+
+def test_a_snapshot_expires_after_seven_days(timed: tuple[Pubsub, ManualClock]) -> None:
+    pubsub, clock = timed
+    pubsub.create(expiration_policy={})
+    name = f"projects/{pubsub.project}/snapshots/evening"
+    pubsub.subscriber.create_snapshot(name=name, subscription=pubsub.subscription)
+    clock.advance(7 * 86_400 - 1)
+    assert pubsub.subscriber.get_snapshot(snapshot=name)
+    clock.advance(1)
+    with pytest.raises(exceptions.NotFound):
+        pubsub.subscriber.get_snapshot(snapshot=name)
+
+
+def test_requests_that_name_nothing_or_the_unknown_are_refused(pubsub: Pubsub) -> None:
+    pubsub.create()
+    for call in (pubsub.acknowledge, pubsub.give_back):
+        with pytest.raises(exceptions.InvalidArgument):
+            call()
+    with pytest.raises(exceptions.InvalidArgument):
+        pubsub.update()
+    with pytest.raises(exceptions.InvalidArgument):
+        pubsub.update("colour")
+    with pytest.raises(exceptions.InvalidArgument):
+        pubsub.subscriber.seek(request={"subscription": pubsub.subscription})
+    missing = f"projects/{pubsub.project}/snapshots/missing"
+    with pytest.raises(exceptions.NotFound):
+        pubsub.subscriber.seek(request={"subscription": pubsub.subscription, "snapshot": missing})
+    with pytest.raises(exceptions.NotFound):
+        pubsub.subscriber.delete_snapshot(snapshot=missing)
+    assert pubsub.update("ack_deadline_seconds", ack_deadline_seconds=45).ack_deadline_seconds == 45
+
+
 # What is not offered, and the server's own life
 
 
@@ -591,10 +626,10 @@ def test_a_subscription_setting_that_is_not_offered_is_refused_by_name(ours: Pub
         ours.create(enable_exactly_once_delivery=True)
 
 
-def test_a_port_can_be_used_again_at_once_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_can_be_used_again_at_once_after_a_stop(make_pubsub: Callable[[str], Pubsub]) -> None:
     first = EmbeddedPubSub()
     first.start()
-    pubsub = Pubsub(first.target, monkeypatch)
+    pubsub = make_pubsub(first.target)
     try:
         pubsub.create()
         with pubsub.open_stream() as stream:
@@ -612,7 +647,7 @@ def test_a_port_can_be_used_again_at_once_after_a_stop(monkeypatch: pytest.Monke
         finally:
             second.stop()
     finally:
-        pubsub.close()
+        first.stop()
 
 
 def test_the_server_counts_what_it_did(server: EmbeddedPubSub, ours: Pubsub) -> None:
@@ -621,14 +656,15 @@ def test_the_server_counts_what_it_did(server: EmbeddedPubSub, ours: Pubsub) -> 
     ours.publish(b"3")
     ours.acknowledge(*(one.ack_id for one in ours.pull_all(2)))
     assert server.counters() == {
-        "published": 3, "filtered": 1, "delivered": 2, "expired": 0, "acknowledged": 2, "dropped": 0,
+        "published": 3, "filtered": 1, "delivered": 2, "expired": 0, "acknowledged": 2, "dead_lettered": 0,
+        "outdated": 0, "dropped": 0,
     }  # fmt: skip
 
 
-def test_the_server_reports_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_reports_what_it_dropped(make_pubsub: Callable[[str], Pubsub]) -> None:
     server = EmbeddedPubSub(max_backlog_bytes=10_000_000)
     server.start()
-    pubsub = Pubsub(server.target, monkeypatch)
+    pubsub = make_pubsub(server.target)
     try:
         pubsub.create()
         with structlog.testing.capture_logs() as logs:
@@ -636,7 +672,6 @@ def test_the_server_reports_what_it_dropped(monkeypatch: pytest.MonkeyPatch) -> 
                 pubsub.publish(b"x" * 3_000_000)
             server.stop()
     finally:
-        pubsub.close()
         server.stop()
     assert server.counters()["dropped"] == 2
     assert [(entry["log_level"], entry["dropped_in_all"]) for entry in logs] == [("warning", 1), ("warning", 2)]

@@ -32,20 +32,12 @@ def server() -> Iterator[EmbeddedPubSub]:
 
 
 NOT_OFFERED = [
-    "google.pubsub.v1.Publisher/UpdateTopic",
-    "google.pubsub.v1.Publisher/ListTopicSnapshots",
-    "google.pubsub.v1.Publisher/DetachSubscription",
-    "google.pubsub.v1.Subscriber/UpdateSubscription",
-    "google.pubsub.v1.Subscriber/ModifyPushConfig",
-    "google.pubsub.v1.Subscriber/GetSnapshot",
-    "google.pubsub.v1.Subscriber/ListSnapshots",
-    "google.pubsub.v1.Subscriber/CreateSnapshot",
-    "google.pubsub.v1.Subscriber/UpdateSnapshot",
-    "google.pubsub.v1.Subscriber/DeleteSnapshot",
-    "google.pubsub.v1.Subscriber/Seek",
     "google.pubsub.v1.SchemaService/CreateSchema",
+    "google.pubsub.v1.SchemaService/GetSchema",
     "google.pubsub.v1.SchemaService/ListSchemas",
+    "google.pubsub.v1.SchemaService/ValidateMessage",
     "google.iam.v1.IAMPolicy/GetIamPolicy",
+    "google.iam.v1.IAMPolicy/SetIamPolicy",
 ]
 
 

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from dry_work.clock import SECOND_NS
-from dry_work.embedded import pubsub_core
-from dry_work.embedded.pubsub_core import Message, PubSubCore, Puller, Subscription
+from dry_work.embedded import pubsub_subscription
+from dry_work.embedded.pubsub_core import PubSubCore
+from dry_work.embedded.pubsub_deliveries import Puller
+from dry_work.embedded.pubsub_messages import Message
 from dry_work.embedded.pubsub_rules import RequestError, SubscriptionSettings
+from dry_work.embedded.pubsub_subscription import Subscription
 
 TOPIC = "projects/p/topics/bars"
 NAME = "projects/p/subscriptions/agent"
@@ -160,11 +163,11 @@ def test_pullers_share_a_burst_and_single_messages() -> None:
 
 def test_a_batch_is_bounded_in_messages_and_in_bytes() -> None:
     subscription, puller = make_subscription(max_backlog_bytes=10_000_000), make_puller()
-    publish(subscription, *(str(number) for number in range(pubsub_core.MAX_BATCH_MESSAGES + 1)), size=1)
-    assert len(subscription.take(puller, 0)) == pubsub_core.MAX_BATCH_MESSAGES
+    publish(subscription, *(str(number) for number in range(pubsub_subscription.MAX_BATCH_MESSAGES + 1)), size=1)
+    assert len(subscription.take(puller, 0)) == pubsub_subscription.MAX_BATCH_MESSAGES
     subscription.take(puller, 0)
-    publish(subscription, "a", "b", size=pubsub_core.MAX_BATCH_BYTES // 2)
-    publish(subscription, "c", size=pubsub_core.MAX_BATCH_BYTES + 1)
+    publish(subscription, "a", "b", size=pubsub_subscription.MAX_BATCH_BYTES // 2)
+    publish(subscription, "c", size=pubsub_subscription.MAX_BATCH_BYTES + 1)
     publish(subscription, "d", size=1)
     assert [take_ids(subscription, puller) for _ in range(3)] == [["a", "b"], ["c"], ["d"]]
 
