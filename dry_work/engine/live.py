@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import backtrader as bt
 from backtrader.utils.date import num2date
 
+from dry_work.engine.step import StrategyStep
 from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.base import LiveClone, LiveFeed
 from dry_work.market.messages import Bar, News, Slice
@@ -85,9 +86,13 @@ class LiveCerebro(bt.Cerebro):
         self._max_event_wait_s = max_event_wait_s
         self._next_beat = 0.0
         self.on_ready: Callable[[], None] | None = None  # called once before the first live slice, after the warm-up
+        self.on_reconnect: Callable[[], None] | None = None  # called when the source is back after an outage
         self._live = False
         self._connected = True
         self._swallowed_nextstart: set[int] = set()
+        self._stirred: dict[int, Any] = {}  # datas that may have changed since the strategies' last turn
+        self._steps: list[StrategyStep] = []
+        self._notices: list[Any] | None = None
         self._slice_time = 0.0
         self.bars: Counter[str] = Counter()  # live bars delivered, by symbol
         self.warmup_bars: Counter[str] = Counter()
@@ -159,6 +164,11 @@ class LiveCerebro(bt.Cerebro):
         self._rank = {id(data): rank for rank, data in enumerate(datas)}
         self._live = False
         self._swallowed_nextstart.clear()
+        self._stirred.clear()
+        self._steps = [StrategyStep(strat) for strat in runstrats]
+        stock = bt.DataBase.get_notifications
+        usual = all(type(data).get_notifications is stock for data in self.datas)
+        self._notices = [data.notifs for data in self.datas] if usual else None
         if self._forward_prenext:
             for strat in runstrats:
                 strat.prenext = strat.next
@@ -221,15 +231,26 @@ class LiveCerebro(bt.Cerebro):
 
     def _deliver(self, runstrats: list[Any]) -> None:
         self._check_timers(runstrats, self._slice_time, cheat=False)
-        for strat in runstrats:
+        stirred = self._take_stirred()
+        for strat, step in zip(runstrats, self._steps, strict=True):
             if id(strat) in self._swallowed_nextstart:
                 # Its minimum period ended during the warm-up, so Backtrader will not call `nextstart` any more.
                 self._swallowed_nextstart.discard(id(strat))
                 strat.next = _nextstart_once(strat)
-            strat._next()
+            step.run(stirred)
             if self._event_stop:
                 return
             self._next_writers(runstrats)
+
+    def _take_stirred(self) -> list[Any]:
+        stirred = list(self._stirred.values())
+        self._stirred.clear()
+        return stirred
+
+    def _datanotify(self) -> None:
+        # Asking each of some hundred datas takes longer than all the rest of a slice.
+        if self._notices is None or any(self._notices):
+            super()._datanotify()
 
     def _offer(self, bars: Iterable[Bar], counts: Counter[str]) -> list[Any]:
         touched: list[Any] = []
@@ -252,6 +273,8 @@ class LiveCerebro(bt.Cerebro):
             datas = sorted(merged.values(), key=lambda data: self._rank[id(data)])
         else:
             datas = touched
+        for data in datas:
+            self._stirred[id(data)] = data
         results = [data.next(ticks=False) for data in datas]
         times = [data.datetime[0] if result else None for data, result in zip(datas, results, strict=True)]
         if not any(result for result in results):
@@ -289,6 +312,7 @@ class LiveCerebro(bt.Cerebro):
         last = datas[0]._last()
         for data in datas[1:]:
             last += data._last(datamaster=datas[0])
+        self._stirred.update((id(data), data) for data in datas)
         if last:
             self._datanotify()
             self._check_timers(runstrats, self._slice_time, cheat=True)
@@ -302,13 +326,10 @@ class LiveCerebro(bt.Cerebro):
     def _warm(self, piece: Slice, runstrats: list[Any]) -> None:
         if not self._move(piece, self.warmup_bars):
             return
-        for strat in runstrats:
-            strat._clk_update()
-            for indicator in strat._lineiterators[strat.IndType]:
-                indicator._next()
-            if strat._getminperstatus() == 0:
+        stirred = self._take_stirred()
+        for strat, step in zip(runstrats, self._steps, strict=True):
+            if step.warm(stirred):
                 self._swallowed_nextstart.add(id(strat))
-            strat.clear()
 
     # Statuses and news
 
@@ -323,10 +344,10 @@ class LiveCerebro(bt.Cerebro):
         self._connected = status.connected
         if not status.connected:
             self._put_status(bt.DataBase.DISCONNECTED, status.detail)
-        elif self._live:
-            self._put_status(bt.DataBase.LIVE)
-        else:
-            self._put_status(bt.DataBase.DELAYED)
+            return
+        self._put_status(bt.DataBase.LIVE if self._live else bt.DataBase.DELAYED)
+        if self.on_reconnect is not None:
+            self.on_reconnect()
 
     def _notify_news(self, news: News) -> None:
         self._notify_store("news", news)

@@ -187,9 +187,11 @@ def test_a_lost_source_is_told_and_so_is_its_return() -> None:
         SourceStatus(connected=True),
         *slices_of([make_bar("AAA", 1, 51.0)]),
     ]
-    build(ListSource(events), log).run()
-    statuses = [name for _, name in (entry for entry in log if entry[0] == "AAA")]
-    assert statuses == ["DELAYED", "LIVE", "DISCONNECTED", "LIVE"]
+    cerebro = build(ListSource(events), log)
+    cerebro.on_reconnect = lambda: log.append(("back",))
+    cerebro.run()
+    assert [entry[1] for entry in log if entry[0] == "AAA"] == ["DELAYED", "LIVE", "DISCONNECTED", "LIVE"]
+    assert log.count(("back",)) == 1
 
 
 def test_news_reach_the_strategy_as_a_store_notification() -> None:
