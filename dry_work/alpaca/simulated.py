@@ -50,8 +50,8 @@ class ExchangeControl:
         except (OrderRejectedError, msgspec.ValidationError):
             return None
 
-    def register(self, consumer: str, symbols: tuple[str, ...]) -> None:
-        """Make the market wait for `consumer`.
+    def register(self, consumer: str, symbols: tuple[str, ...], *, resume: bool = False) -> None:
+        """Make the market wait for `consumer`. With `resume`, a slice that it still owes is sent again.
 
         Raises:
             ConfigError: when the exchange does not have one of the symbols.
@@ -59,7 +59,7 @@ class ExchangeControl:
             BrokerUnavailableError: when it does not answer as it should.
         """
         try:
-            self._call("POST", "/consumers", {"consumer": consumer, "symbols": list(symbols)})
+            self._call("POST", "/consumers", {"consumer": consumer, "symbols": list(symbols), "resume": resume})
         except OrderRejectedError as error:
             raise ConfigError(f"the exchange at {self._api.url}: {error.message}") from error
 

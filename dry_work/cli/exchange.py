@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dry_work.cli.signals import StopWaiter
     from dry_work.exchange.server import ExchangeServer
     from dry_work.feeds.recorded import Recording
+    from dry_work.feeds.recorded_ticks import TickRecording
 
 _DEFAULT_SYMBOLS = ("AAPL", "MSFT", "SPY", "BTC/USD", "ETH/USD")
 _PROGRESS_S = 5.0
@@ -27,7 +28,8 @@ _LOOK_S = 0.5
     "data",
     multiple=True,
     metavar="PATH",
-    help="Recorded bars: a file, a folder or a glob. May be repeated. Default: a synthetic day.",
+    help="Recorded bars, and trades and quotes beside them: a file, a folder or a glob. May be repeated. "
+    "Default: a synthetic day.",
 )
 @click.option(
     "--symbols",
@@ -72,6 +74,40 @@ _LOOK_S = 0.5
     metavar="ID:SECRET",
     help="Credentials to admit, each with its own account. May be repeated. Default: any.",
 )
+@click.option(
+    "--connections",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Sessions that an account may have on each market-data endpoint and on /stream; Alpaca grants 1. "
+    "Default: without limit.",
+)
+@click.option(
+    "--stale-session",
+    "stale_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A session that was cut without a close counts for so much longer; about 90 at Alpaca. Needs --connections.",
+)
+@click.option(
+    "--stream-symbols",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Symbols that a session may have on trades and quotes; 30 in Alpaca's free plan. Default: without limit.",
+)
+@click.option(
+    "--requests-per-minute",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="HTTP requests that an account may make, for trading and for market data each; Alpaca grants 200. More are "
+    "answered 429. Default: without limit.",
+)
+@click.option(
+    "--races",
+    is_flag=True,
+    help="Cancels and replacements reach the market one slice later and may lose to a fill. Only with --rules alpaca.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -85,14 +121,25 @@ def command(
     host: str,
     port: int,
     keys: tuple[str, ...],
+    connections: int | None,
+    stale_s: float,
+    stream_symbols: int | None,
+    requests_per_minute: int | None,
+    races: bool,
 ) -> None:
     """Run the simulated exchange: Alpaca's trading API, trade updates and market data on recorded or synthetic prices.
 
-    Example:
+    Any program written for Alpaca trades on it once its URLs point here.
 
-        dry-work exchange --speed 60 --port 8090
+    Examples:
+
+    \b
+        dry-work exchange
+        dry-work exchange --data recordings/ --speed 600 --rules alpaca
+        dry-work exchange --key MYKEY:mysecret --connections 1 --requests-per-minute 200
     """
     from dry_work.cli.signals import StopWaiter
+    from dry_work.exchange.data_sockets import StreamLimits
     from dry_work.exchange.server import ExchangeServer
     from dry_work.observability.logging import set_up_logging
 
@@ -100,10 +147,13 @@ def command(
     data_speed = _parse_speed(speed)
     amount = _parse_cash(cash)
     secrets = _parse_keys(keys)
-    recording = _open_recording(data, symbols_file)
+    if stale_s and connections is None:
+        raise ConfigError("--stale-session has no effect without --connections: give both, or neither")
+    recording, ticks = _open_recording(data, symbols_file)
     with StopWaiter() as waiter:
         server = ExchangeServer(
             recording,
+            ticks=ticks,
             rules="backtrader" if rules == "backtrader" else "alpaca",
             speed=data_speed,
             consumers=consumers,
@@ -111,14 +161,21 @@ def command(
             host=host,
             port=port,
             keys=secrets,
+            limits=StreamLimits(
+                connections=connections, trade_connections=connections, stale_s=stale_s, symbols=stream_symbols
+            ),
+            requests_per_minute=requests_per_minute,
+            changes_in_flight=races,
             on_failure=waiter.fail,
         )
         server.start()
         try:
             urls = f"ALPACA_URL={server.url} ALPACA_DATA_URL={server.url} ALPACA_STREAM_URL={server.stream_url}"
             click.echo(f"export {urls}")
-            for line in recording.describe_repairs():
+            for line in [*recording.describe_repairs(), *ticks.describe_repairs()]:
                 click.echo(f"data: {line}")
+            if len(ticks):
+                click.echo(f"data: {len(ticks)} trades and quotes beside the bars")
             if secrets is None:
                 click.echo("any credentials are admitted; --key ID:SECRET admits only those named")
             code = _show_progress(server, waiter)
@@ -159,18 +216,18 @@ def _describe_progress(facts: dict[str, object]) -> str:
     return f"market {facts['state']}: {where}, {facts['fills']} fills"
 
 
-def _open_recording(data: tuple[str, ...], symbols_file: Path | None) -> Recording:
+def _open_recording(data: tuple[str, ...], symbols_file: Path | None) -> tuple[Recording, TickRecording]:
     from dry_work.exchange.synthetic import synthetic_day
-    from dry_work.feeds.recorded import read_bars
+    from dry_work.feeds.recorded_ticks import TickRecording, read_recordings
     from dry_work.market.symbols import read_symbols
 
     symbols = None if symbols_file is None else read_symbols(symbols_file)
     if data:
-        return read_bars(data, symbols)
+        return read_recordings(data, symbols)
     if symbols is None:
         default = Path("symbols.txt")
         symbols = read_symbols(default) if default.exists() else list(_DEFAULT_SYMBOLS)
-    return synthetic_day(symbols)
+    return synthetic_day(symbols), TickRecording({})
 
 
 def _parse_speed(text: str) -> float | None:

@@ -33,6 +33,19 @@ def truncate_qty(qty: Decimal) -> Decimal:
     return qty if cut == qty else cut
 
 
+class AccountSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the owner of an account has set."""
+
+    fractional_trading: bool = True
+    max_margin_multiplier: int = MARGIN_MULTIPLIER  # 1, 2 or 4; more than 2 gives no more than 2 here
+    no_shorting: bool = False
+    suspend_trade: bool = False  # refuse every new order
+    trade_confirm_email: str = "none"  # all or none; nothing is mailed here
+    ptp_no_exception_entry: bool = False
+    max_options_trading_level: int | None = None
+    disable_overnight_trading: bool = False
+
+
 class Position:
     """A position that changes with fills."""
 
@@ -230,11 +243,17 @@ class AlpacaAccount(Account):
     buying power is twice the free equity. Below that it is a cash account that may not sell short.
     """
 
-    def buying_power(self, prices: Mapping[str, Decimal], reservations: Iterable[Reservation]) -> BuyingPower:
+    def buying_power(
+        self,
+        prices: Mapping[str, Decimal],
+        reservations: Iterable[Reservation],
+        *,
+        max_multiplier: int = MARGIN_MULTIPLIER,
+    ) -> BuyingPower:
         """Return what may be spent when `reservations` are held back."""
         with localcontext(EXACT):
             equity = self.equity(prices)
-            multiplier = MARGIN_MULTIPLIER if equity >= MARGIN_MIN_EQUITY else 1
+            multiplier = min(MARGIN_MULTIPLIER, max_multiplier) if equity >= MARGIN_MIN_EQUITY else 1
             needed = ZERO
             for symbol in self._positions:
                 needed += abs(self.market_value(symbol, prices)) * _margin_rate(symbol, multiplier)

@@ -15,12 +15,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from dry_work.clock import SECOND_NS, Clock
 from dry_work.errors import CodecError
-from dry_work.exchange.credentials import KEY_HEADER
+from dry_work.exchange.credentials import Credentials, read_key_id
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.wire.alpaca_rest import (
     CODE_INTERNAL,
     CODE_MALFORMED,
     CODE_RATE_LIMIT,
+    CODE_UNAUTHORIZED,
     RequestError,
     encode_error,
     parse_json,
@@ -30,11 +31,16 @@ from dry_work.wire.pubsub import parse_time
 _log = structlog.get_logger(__name__)
 
 WINDOW_S = 60
+_WINDOWS = 10_000  # then the counts begin anew, so that made-up key ids do not fill the memory
 ALPACA_BUDGET = 200  # requests a minute and account, what Alpaca grants
 
 
+_MARKET_DATA = ("/v2/stocks/", "/v1beta3/crypto/")
+_UNCOUNTED = "/dry-work/"  # the exchange's own control API
+
+
 class RequestBudget:
-    """Counts requests by key in windows of a minute.
+    """Counts requests by account and API in windows of a minute.
 
     Args:
         requests_per_minute: None never refuses, and always tells the same remainder.
@@ -44,17 +50,19 @@ class RequestBudget:
         self.limit = ALPACA_BUDGET if requests_per_minute is None else requests_per_minute
         self._enforced = requests_per_minute is not None
         self._clock = clock
-        self._windows: dict[str, tuple[float, int]] = {}  # by key: start, requests
+        self._windows: dict[str, tuple[float, int]] = {}  # by name: start, requests
 
-    def take(self, key_id: str) -> tuple[bool, dict[str, str]]:
-        """Count a request; return whether it may pass, and the headers of its answer."""
+    def take(self, name: str) -> tuple[bool, dict[str, str]]:
+        """Count a request on the window `name`; return whether it may pass, and the headers of its answer."""
         now_s = self._clock.monotonic()
-        start_s, used = self._windows.get(key_id, (now_s, 0))
+        start_s, used = self._windows.get(name, (now_s, 0))
         if now_s - start_s >= WINDOW_S:
             start_s, used = now_s, 0
         used += 1
         if self._enforced:
-            self._windows[key_id] = (start_s, used)
+            if name not in self._windows and len(self._windows) >= _WINDOWS:
+                self._windows.clear()
+            self._windows[name] = (start_s, used)
         reset_s = self._clock.time_ns() // SECOND_NS + WINDOW_S - int(now_s - start_s)
         headers = {
             "X-RateLimit-Limit": str(self.limit),
@@ -74,10 +82,15 @@ def build_middleware(budget: RequestBudget) -> Middleware:
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-        passes, headers = budget.take(request.headers.get(KEY_HEADER, ""))
+        is_data = request.path.startswith(_MARKET_DATA)
+        passes, headers = True, dict[str, str]()
+        if not request.path.startswith(_UNCOUNTED):
+            passes, headers = budget.take(f"{'data' if is_data else 'trading'} {read_key_id(request.headers)}")
         headers["X-Request-ID"] = secrets.token_hex(16)
         if passes:
             response = await _answer(request, handler, headers["X-Request-ID"])
+        elif is_data:
+            response = build_answer({"message": "too many requests."}, status=429)
         else:
             response = build_answer(encode_error(CODE_RATE_LIMIT, "rate limit exceeded"), status=429)
         if not response.prepared:
@@ -106,6 +119,18 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
     except Exception:
         _log.exception("request failed", method=request.method, path=request.path, request_id=request_id)
         return build_answer(encode_error(CODE_INTERNAL, "internal server error occurred"), status=500)
+
+
+def authorize(credentials: Credentials, request: web.Request) -> str:
+    """Return the key id of a request to the trading API.
+
+    Raises:
+        RefusedError: 401, without good credentials.
+    """
+    key_id = credentials.admit_headers(request.headers)
+    if key_id is None:
+        raise RefusedError(401, CODE_UNAUTHORIZED, "request is not authorized")
+    return key_id
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:

@@ -7,24 +7,36 @@ from decimal import Decimal
 
 from msgspec.structs import replace
 
-from dry_work.exchange.account import EXACT, Account
+from dry_work.exchange.account import EXACT, Account, AccountSettings
 from dry_work.exchange.identifiers import EventIds, build_client_order_id, build_execution_id, build_order_id
 from dry_work.exchange.order_rules import CODE_FUNDS, INSUFFICIENT_BUYING_POWER
-from dry_work.orders.model import TERMINAL, OrderRequest, OrderStatus, Side, TradeEvent, VenueOrder
+from dry_work.orders.model import TERMINAL, OrderRequest, OrderStatus, Side, TradeEvent
+from dry_work.wire.alpaca_rest import ChainedOrder
 
 
 class OpenOrder:
     """An order, and what the matcher has to remember of it."""
 
-    __slots__ = ("check_price", "executions", "expires_ns", "order", "remaining", "triggered")
+    __slots__ = (
+        "cancel_requested",
+        "check_price",
+        "executions",
+        "expires_ns",
+        "order",
+        "remaining",
+        "successor",
+        "triggered",
+    )
 
-    def __init__(self, order: VenueOrder, qty: Decimal) -> None:
+    def __init__(self, order: ChainedOrder, qty: Decimal) -> None:
         self.order = order
         self.remaining = qty
         self.executions = 0
         self.triggered = False  # the stop of a stop-limit order was hit
         self.check_price: Decimal | None = None  # what its funds were checked with; None: no price was known
         self.expires_ns: int | None = None
+        self.cancel_requested = False  # a cancel is on its way to the market
+        self.successor: OpenOrder | None = None  # an order that is on its way to take this one's place
 
     @property
     def change(self) -> Decimal:
@@ -45,6 +57,7 @@ class Book:
     ) -> None:
         self.key_id = key_id
         self.account = account
+        self.settings = AccountSettings()
         self.orders: dict[str, OpenOrder] = {}  # by id, oldest first
         self.by_client_id: dict[str, OpenOrder] = {}
         self.submitted: list[OpenOrder] = []  # wait for the funds check of rule set `backtrader`
@@ -52,11 +65,11 @@ class Book:
         self._emit = emit
         self._event_ids = event_ids
 
-    def add(self, request: OrderRequest, status: OrderStatus, now_ns: int) -> OpenOrder:
-        """Make an order of a checked request; nothing is told yet."""
+    def add(self, request: OrderRequest, status: OrderStatus, now_ns: int, *, replaces: str = "") -> OpenOrder:
+        """Make an order of a checked request, in the place of the order `replaces`; nothing is told yet."""
         assert request.qty is not None
         number = len(self.orders) + 1
-        order = VenueOrder(
+        order = ChainedOrder(
             id=build_order_id(self.key_id, number),
             client_order_id=request.client_order_id or build_client_order_id(self.key_id, number),
             symbol=request.symbol,
@@ -71,6 +84,7 @@ class Book:
             created_ns=now_ns,
             updated_ns=now_ns,
             submitted_ns=now_ns,
+            replaces=replaces,
         )
         entry = OpenOrder(order, request.qty)
         self.orders[order.id] = entry
@@ -78,31 +92,39 @@ class Book:
         return entry
 
     def set_status(self, entry: OpenOrder, status: OrderStatus, now_ns: int) -> None:
-        """Give the order a status that is also the name of its event: new, canceled, expired, ..."""
+        """Give the order a status that is also the name of its event: new, canceled, replaced, ..."""
         order = replace(entry.order, status=status, updated_ns=now_ns)
         if status is OrderStatus.CANCELED:
             order = replace(order, canceled_ns=now_ns)
         elif status is OrderStatus.EXPIRED:
             order = replace(order, expired_ns=now_ns)
+        elif status is OrderStatus.REPLACED:
+            order = replace(order, replaced_ns=now_ns)
         entry.order = order
-        self._tell(TradeEvent(event=status.value, event_id="", ts_event_ns=now_ns, order=order), now_ns)
+        self.tell(entry, status.value, now_ns)
 
-    def reject(self, entry: OpenOrder, now_ns: int) -> None:
-        """End an order, or what is left of it, for lack of money."""
+    def tell(self, entry: OpenOrder, event: str, now_ns: int) -> None:
+        """Tell an event that leaves the order as it is."""
+        self._tell(TradeEvent(event=event, event_id="", ts_event_ns=now_ns, order=entry.order), now_ns)
+
+    def reject(
+        self, entry: OpenOrder, now_ns: int, *, code: int = CODE_FUNDS, message: str = INSUFFICIENT_BUYING_POWER
+    ) -> None:
+        """End an order, or what is left of it, by default for lack of money."""
         entry.order = replace(
             entry.order,
             status=OrderStatus.REJECTED,
             updated_ns=now_ns,
             failed_ns=now_ns,
-            reject_reason=INSUFFICIENT_BUYING_POWER,
+            reject_reason=message,
         )
         event = TradeEvent(
             event="rejected",
             event_id="",
             ts_event_ns=now_ns,
             order=entry.order,
-            code=CODE_FUNDS,
-            message=INSUFFICIENT_BUYING_POWER,
+            code=code,
+            message=message,
         )
         self._tell(event, now_ns)
 

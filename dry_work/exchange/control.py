@@ -10,11 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
-from dry_work.exchange.answers import build_answer, read_object
+from dry_work.exchange.answers import authorize, build_answer, read_object
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.market import Lockstep
 from dry_work.exchange.order_rules import RefusedError
-from dry_work.wire.alpaca_rest import CODE_REQUEST, CODE_UNAUTHORIZED, CODE_VALIDATION
+from dry_work.wire.alpaca_rest import CODE_REQUEST, CODE_VALIDATION
 
 _NAME_LIMIT = 128
 
@@ -56,17 +56,11 @@ class ControlApi:
         router.add_delete("/dry-work/v1/consumers/{consumer}", self._delete_consumer)
         router.add_post(r"/dry-work/v1/slices/{number:\d{1,12}}/done", self._post_done)
 
-    def _authorize(self, request: web.Request) -> str:
-        key_id = self._credentials.admit_headers(request.headers)
-        if key_id is None:
-            raise RefusedError(401, CODE_UNAUTHORIZED, "request is not authorized")
-        return key_id
-
     async def _get_session(self, request: web.Request) -> web.Response:
         return build_answer(self._describe())
 
     async def _post_consumer(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         body = await read_object(request)
         consumer = _require_name(body)
         texts = body.get("symbols")
@@ -78,7 +72,10 @@ class ControlApi:
             if symbol not in self._assets:
                 raise RefusedError(422, CODE_VALIDATION, f"asset not found for {text[:40]}")
             symbols.append(symbol)
-        if self._lockstep.register(consumer, key_id=key_id, symbols=symbols):
+        resume = body.get("resume", False)
+        if not isinstance(resume, bool):
+            raise RefusedError(422, CODE_REQUEST, "resume must be true or false")
+        if self._lockstep.register(consumer, key_id=key_id, symbols=symbols, resume=resume):
             self._resend()
         self._on_change()
         return build_answer(
@@ -86,13 +83,13 @@ class ControlApi:
         )
 
     async def _delete_consumer(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        authorize(self._credentials, request)
         self._lockstep.leave(request.match_info["consumer"])
         self._on_change()
         return build_answer({})
 
     async def _post_done(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         body = await read_object(request)
         orders = body.get("orders", 0)
         if isinstance(orders, bool) or not isinstance(orders, int) or orders < 0:

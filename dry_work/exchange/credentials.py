@@ -14,6 +14,23 @@ KEY_HEADER = "APCA-API-KEY-ID"
 SECRET_HEADER = "APCA-API-SECRET-KEY"  # noqa: S105 - the name of a header
 
 
+def read_headers(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return key id and secret as the headers give them: Alpaca's own pair, or HTTP Basic."""
+    key_id, secret = headers.get(KEY_HEADER), headers.get(SECRET_HEADER)
+    scheme, _, encoded = headers.get("Authorization", "").partition(" ")
+    if key_id is None and scheme.lower() == "basic":
+        try:
+            key_id, _, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:
+            return None, None
+    return key_id, secret
+
+
+def read_key_id(headers: Mapping[str, str]) -> str:
+    """Return the key id that the headers claim, empty when none."""
+    return read_headers(headers)[0] or ""
+
+
 class Credentials:
     """Checks key and secret; every key has an account of its own.
 
@@ -45,14 +62,8 @@ class Credentials:
         return True
 
     def admit_headers(self, headers: Mapping[str, str]) -> str | None:
-        """Return the key id of good credentials in the headers: Alpaca's own pair, or HTTP Basic."""
-        key_id, secret = headers.get(KEY_HEADER), headers.get(SECRET_HEADER)
-        scheme, _, encoded = headers.get("Authorization", "").partition(" ")
-        if key_id is None and scheme.lower() == "basic":
-            try:
-                key_id, _, secret = base64.b64decode(encoded, validate=True).decode().partition(":")
-            except ValueError:
-                return None
+        """Return the key id of good credentials in the headers."""
+        key_id, secret = read_headers(headers)
         return key_id if self.admit(key_id, secret) else None
 
     @contextmanager

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from dry_work.clock import Clock
 from dry_work.errors import CodecError
+from dry_work.exchange.connections import ConnectionSlots
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.market import OpenSlice
-from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession
+from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
+from dry_work.exchange.tape import Tick
 from dry_work.market.messages import Bar
 from dry_work.market.symbols import is_crypto, is_symbol
 from dry_work.wire.alpaca_stream import (
@@ -48,7 +51,9 @@ class StreamLimits:
 
     auth_timeout_s: float = 10.0  # time for a client to authenticate
     queue_bytes: int = QUEUE_LIMIT_BYTES  # unread by the client, then it is disconnected
-    connections: int | None = None  # sessions of a key on an endpoint
+    connections: int | None = None  # sessions of a key on a market-data endpoint
+    trade_connections: int | None = None  # sessions of a key on `/stream`
+    stale_s: float = 0.0  # a session that was cut without a close counts for so much longer
     symbols: int | None = None  # symbols of a session on trades and quotes
     feeds: frozenset[str] | None = None  # feeds that may be used: iex, sip, ..., us
 
@@ -76,9 +81,9 @@ class _DataSession:
         for frame in join_items([encode_item(item, self.codec)], self.codec):
             self.out.send(frame)
 
-    def wants(self, bar: Bar) -> bool:
-        symbols = self.channels["bars"]
-        return is_crypto(bar.symbol) == self.is_crypto and (bar.symbol in symbols or ALL in symbols)
+    def wants(self, channel: str, symbol: str) -> bool:
+        symbols = self.channels[channel]
+        return bool(symbols) and is_crypto(symbol) == self.is_crypto and (symbol in symbols or ALL in symbols)
 
 
 class DataSockets:
@@ -86,6 +91,7 @@ class DataSockets:
 
     Args:
         open_slice: the slice that is published and not yet done, None when there is none.
+        daily_bar: returns the day so far of the symbol of a bar that has just ended.
         on_change: called when a subscription or a session has come or gone.
     """
 
@@ -95,11 +101,15 @@ class DataSockets:
         *,
         limits: StreamLimits,
         open_slice: Callable[[], OpenSlice | None],
+        daily_bar: Callable[[Bar], Bar],
         on_change: Callable[[], None],
+        clock: Clock,
     ) -> None:
         self._credentials = credentials
         self._limits = limits
         self._open_slice = open_slice
+        self._daily_bar = daily_bar
+        self._slots = ConnectionSlots(limits.connections, stale_s=limits.stale_s, clock=clock)
         self._on_change = on_change
         self._sessions: set[_DataSession] = set()
 
@@ -112,9 +122,26 @@ class DataSockets:
 
     def publish(self, current: OpenSlice) -> None:
         """Send a slice to every session: its bars in one array, and the watermark to those that take it."""
-        encoded: dict[tuple[StreamCodec, int], bytes] = {}
+        encoded: dict[tuple[StreamCodec, str, int], bytes] = {}
         for session in list(self._sessions):
             self._send_slice(session, current, encoded)
+
+    def publish_ticks(self, ticks: Sequence[Tick]) -> None:
+        """Send trades and quotes to the sessions that want them."""
+        encoded: dict[tuple[StreamCodec, int], bytes] = {}
+        for session in list(self._sessions):
+            if not session.channels["trades"] and not session.channels["quotes"]:
+                continue
+            codec = session.codec
+            items: list[bytes] = []
+            for index, tick in enumerate(ticks):
+                if session.wants(tick.kind, tick.symbol):
+                    item = encoded.get((codec, index))
+                    if item is None:
+                        item = encoded[codec, index] = encode_item(tick.build_item(), codec)
+                    items.append(item)
+            for frame in join_items(items, codec):
+                session.out.send(frame)
 
     def repeat(self, current: OpenSlice) -> None:
         """Send a slice again to the sessions that take watermarks."""
@@ -160,6 +187,8 @@ class DataSockets:
             await self._read(session, socket)
         finally:
             self._sessions.discard(session)
+            if session.key_id is not None:
+                self._slots.release(session.key_id, session.path, clean=is_clean_close(socket, out))
             out.finish()
             self._on_change()
             await writer
@@ -212,8 +241,7 @@ class DataSockets:
         limits = self._limits
         if limits.feeds is not None and session.feed not in limits.feeds:
             raise _StreamError(409)
-        others = sum(other.key_id == key_id and other.path == session.path for other in self._sessions)
-        if limits.connections is not None and others >= limits.connections:
+        if not self._slots.take(key_id, session.path):
             raise _StreamError(406)
         session.key_id = key_id
         session.send_item(encode_success_item("authenticated"))
@@ -242,17 +270,20 @@ class DataSockets:
         self._on_change()
 
     def _send_slice(
-        self, session: _DataSession, current: OpenSlice, encoded: dict[tuple[StreamCodec, int], bytes]
+        self, session: _DataSession, current: OpenSlice, encoded: dict[tuple[StreamCodec, str, int], bytes]
     ) -> None:
         codec = session.codec
         items: list[bytes] = []
-        for index, bar in enumerate(current.bars):
-            if not session.wants(bar):
-                continue
-            item = encoded.get((codec, index))
-            if item is None:
-                item = encoded[codec, index] = encode_item(encode_bar_item(bar), codec)
-            items.append(item)
+        for channel in ("bars", "dailyBars"):
+            for index, bar in enumerate(current.bars):
+                if not session.wants(channel, bar.symbol):
+                    continue
+                item = encoded.get((codec, channel, index))
+                if item is None:
+                    is_daily = channel == "dailyBars"
+                    values = encode_bar_item(self._daily_bar(bar), "d") if is_daily else encode_bar_item(bar)
+                    item = encoded[codec, channel, index] = encode_item(values, codec)
+                items.append(item)
         for frame in join_items(items, codec):
             session.out.send(frame)
         if session.takes_watermarks:

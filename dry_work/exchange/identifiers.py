@@ -62,3 +62,8 @@ def build_client_order_id(key_id: str, number: int) -> str:
 def build_execution_id(order_id: str, number: int) -> str:
     """Return the id of an order's execution `number`."""
     return str(uuid.uuid5(_NAMESPACE, f"execution:{order_id}:{number}"))
+
+
+def build_watchlist_id(key_id: str, number: int) -> str:
+    """Return the id of the watchlist that was made as `number`."""
+    return str(uuid.uuid5(_NAMESPACE, f"watchlist:{key_id}:{number}"))

@@ -23,6 +23,7 @@ from dry_work.wire.alpaca_rest import CODE_NOT_FOUND, CODE_VALIDATION
 
 _log = structlog.get_logger(__name__)
 
+TICK_S = 0.05  # how often trades and quotes that are due are sent between two slices
 CHECK_S = 1.0  # how often a waiting lock-step market looks for consumers that are gone
 
 
@@ -69,14 +70,15 @@ class Lockstep:
     def registered(self) -> int:
         return len(self._consumers)
 
-    def register(self, consumer: str, *, key_id: str, symbols: Iterable[str]) -> bool:
+    def register(self, consumer: str, *, key_id: str, symbols: Iterable[str], resume: bool = False) -> bool:
         """Add a consumer, which then owes the next slice; tell whether it is known and still owes the open one.
 
         A consumer that registers again after it has reported slices was started again: it owes the next slice, not
-        the open one, which it may never see.
+        the open one, which it may never see. With `resume` it is the same one, back after an outage: it still owes
+        what it owed.
         """
         known = self._consumers.get(consumer)
-        if known is not None and known.reported == 0:
+        if known is not None and (resume or known.reported == 0):
             known.key_id, known.symbols = key_id, frozenset(symbols)
             return self._owes(known)
         self._consumers[consumer] = _Consumer(key_id, frozenset(symbols), self.number + 1)
@@ -154,6 +156,10 @@ class Pace:
         """Return the time at which the slice that ends at `end_ns` is due."""
         return self.start_s + (end_ns - self.start_ns) / SECOND_NS / self.speed
 
+    def time_ns(self, now_s: float) -> int:
+        """Return the data time that belongs to a time of the clock."""
+        return self.start_ns + int((now_s - self.start_s) * self.speed * SECOND_NS)
+
 
 def mark_last(slices: Iterable[tuple[int, Sequence[Bar]]]) -> Iterator[tuple[int, int, Sequence[Bar], bool]]:
     """Yield (number from 1, end, bars, whether it is the last) of each slice."""
@@ -177,6 +183,7 @@ class MarketPlayer:
         lockstep: the consumers; with a `speed` only its count of expected ones matters, before the first slice.
         advance: moves the venue: (end time, bars) to the id of the last trade event.
         publish: sends a slice to the data sessions.
+        publish_ticks: sends the trades and quotes before a time that were not sent yet; None when there are none.
         is_subscribed: tells whether all these symbols have a session that takes bars and watermarks.
         silent_s: seconds since a key was last heard of, 0 while it has a trade stream open.
         consumer_timeout_s: a consumer that owes a slice and was silent for so long no longer holds the market.
@@ -193,6 +200,7 @@ class MarketPlayer:
         publish: Callable[[OpenSlice], None],
         is_subscribed: Callable[[frozenset[str]], bool],
         silent_s: Callable[[str], float],
+        publish_ticks: Callable[[int], None] | None = None,
         consumer_timeout_s: float = 30.0,
         order_timeout_s: float = 10.0,
     ) -> None:
@@ -203,6 +211,7 @@ class MarketPlayer:
         self._lockstep = lockstep
         self._advance = advance
         self._publish = publish
+        self._publish_ticks = publish_ticks
         self._is_subscribed = is_subscribed
         self._silent_s = silent_s
         self._consumer_timeout_s = consumer_timeout_s
@@ -227,7 +236,9 @@ class MarketPlayer:
                 await self._wait_for_consumers()
             if self._speed is not None:
                 pace = pace or Pace(self._speed, loop.time(), end_ns)
-                await asyncio.sleep(max(pace.due_s(end_ns) - loop.time(), 0.0))
+                await self._wait_until_due(pace, end_ns)
+            if self._publish_ticks is not None:
+                self._publish_ticks(end_ns)
             self.state = MarketState.RUNNING
             self._lockstep.open(number)
             event_id = self._advance(end_ns, bars)
@@ -237,6 +248,16 @@ class MarketPlayer:
                 await self._wait_for_reports()
             self._lockstep.close()
         self.state = MarketState.ENDED
+
+    async def _wait_until_due(self, pace: Pace, end_ns: int) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            wait_s = max(pace.due_s(end_ns) - loop.time(), 0.0)
+            if self._publish_ticks is None or wait_s <= TICK_S:
+                await asyncio.sleep(wait_s)
+                return
+            self._publish_ticks(min(pace.time_ns(loop.time()), end_ns))
+            await asyncio.sleep(TICK_S)
 
     async def _wait_for_consumers(self) -> None:
         while True:

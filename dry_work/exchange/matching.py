@@ -30,6 +30,7 @@ class BarPrices(msgspec.Struct, frozen=True, kw_only=True):
     close: Decimal
     start_ns: int
     end_ns: int
+    volume: float = 0.0  # 0: not known
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -53,6 +54,7 @@ def build_bar_prices(bar: Bar) -> BarPrices:
         close=build_money(bar.close),
         start_ns=bar.ts_event_ns,
         end_ns=bar.end_ns,
+        volume=bar.volume,
     )
 
 
@@ -91,6 +93,20 @@ def match_stop_limit(side: Side, stop: Decimal, limit: Decimal, bar: BarPrices) 
     # with open == close as turned for a sell and as not turned for a buy.
     turned = (bar.open > bar.close and limit >= bar.close) if buy else (bar.open <= bar.close and limit <= bar.close)
     return Match(limit if turned else None, triggered=True)
+
+
+def match_at_open(order: VenueOrder, bar: BarPrices, *, triggered: bool = False) -> Match:
+    """Match an immediate order (ioc, fok) against `bar`: what the opening does not give, the bar does not give.
+
+    The limit of a stop-limit order is immediate from its trigger on, wherever in the bar that was.
+    """
+    if order.type is OrderType.STOP_LIMIT and not triggered:
+        return match_order(order, bar)
+    if order.type is OrderType.MARKET:
+        return Match(bar.open)
+    limit = _given(order.limit_price, order)
+    is_marketable = bar.open <= limit if order.side is Side.BUY else bar.open >= limit
+    return Match(bar.open if is_marketable else None, triggered=triggered)
 
 
 def match_order(order: VenueOrder, bar: BarPrices, *, triggered: bool = False) -> Match:

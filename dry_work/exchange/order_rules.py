@@ -13,8 +13,9 @@ from decimal import Decimal
 import msgspec
 
 from dry_work.errors import DryWorkError
+from dry_work.exchange.account import AccountSettings
 from dry_work.market.symbols import is_crypto
-from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce
+from dry_work.orders.model import TERMINAL, OrderRequest, OrderStatus, OrderType, Side, TimeInForce, VenueOrder
 
 CODE_REQUEST = 40010001  # the request has not the right shape
 CODE_ORDER = 42210000  # the order breaks a rule
@@ -30,7 +31,8 @@ INSUFFICIENT_BUYING_POWER = "insufficient buying power"
 
 # Order kinds that this version of the exchange does not have.
 OFFERED_TYPES = frozenset({OrderType.MARKET, OrderType.LIMIT, OrderType.STOP, OrderType.STOP_LIMIT})
-OFFERED_TIMES = frozenset({TimeInForce.DAY, TimeInForce.GTC})
+OFFERED_TIMES = frozenset({TimeInForce.DAY, TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK})
+IMMEDIATE = frozenset({TimeInForce.IOC, TimeInForce.FOK})  # rule set `alpaca` only
 OFFERED_CLASSES = frozenset({"", "simple"})
 
 # Price fields by type: needed ones are given, the others are not.
@@ -102,7 +104,7 @@ REQUEST_RULES: Sequence[Rule] = (
     ),
     Rule(
         lambda r: r.time_in_force not in OFFERED_TIMES,
-        "time_in_force {r.time_in_force} is not offered by this exchange: expected day or gtc",
+        "time_in_force {r.time_in_force} is not offered by this exchange: expected day, gtc, ioc or fok",
     ),
     Rule(
         lambda r: r.notional is not None and r.qty is not None,
@@ -139,6 +141,14 @@ REQUEST_RULES: Sequence[Rule] = (
     ),
 )
 
+_BACKTRADER_RULES: Sequence[Rule] = (
+    Rule(
+        lambda r: r.time_in_force in IMMEDIATE,
+        "time_in_force {r.time_in_force} is not offered by this exchange under the rules backtrader: "
+        "expected day or gtc",
+    ),
+)
+
 _ALPACA_RULES: Sequence[Rule] = (
     Rule(
         lambda r: r.extended_hours and (r.type is not OrderType.LIMIT or r.time_in_force is not TimeInForce.DAY),
@@ -148,6 +158,10 @@ _ALPACA_RULES: Sequence[Rule] = (
 
 _ALPACA_STOCK_RULES: Sequence[Rule] = (
     *_ALPACA_RULES,
+    Rule(
+        lambda r: r.time_in_force in IMMEDIATE and r.type in _NEEDS_STOP,
+        "time_in_force {r.time_in_force} is not allowed for {r.type} orders: expected day or gtc",
+    ),
     Rule(
         lambda r: _is_fractional(r) and r.time_in_force is not TimeInForce.DAY,
         "fractional orders must be DAY orders",
@@ -166,8 +180,9 @@ _ALPACA_STOCK_RULES: Sequence[Rule] = (
     ),
 )
 
+_CRYPTO_TIMES = frozenset({TimeInForce.GTC, TimeInForce.IOC})
 _ALPACA_CRYPTO_RULES: Sequence[Rule] = (
-    Rule(lambda r: r.time_in_force is TimeInForce.DAY, "invalid crypto time_in_force"),
+    Rule(lambda r: r.time_in_force not in _CRYPTO_TIMES, "invalid crypto time_in_force"),
     Rule(
         lambda r: r.type is OrderType.STOP,
         "invalid order type for crypto order: expected market, limit or stop_limit",
@@ -179,6 +194,11 @@ _ALPACA_CRYPTO_RULES: Sequence[Rule] = (
 def check_request(request: OrderRequest) -> None:
     """Refuse what neither rule set takes."""
     _check(request, REQUEST_RULES)
+
+
+def check_backtrader_request(request: OrderRequest) -> None:
+    """Refuse what Backtrader's own broker does not know."""
+    _check(request, _BACKTRADER_RULES)
 
 
 def check_alpaca_request(request: OrderRequest) -> None:
@@ -204,6 +224,16 @@ def check_alpaca_cost(request: OrderRequest, qty: Decimal, cost: Decimal) -> Non
         return
     if cost < minimum:
         raise RefusedError(403, CODE_FUNDS, f"cost basis must be >= minimal amount of order {minimum}")
+
+
+def check_settings(request: OrderRequest, settings: AccountSettings, held: Decimal) -> None:
+    """Refuse what the owner of the account has switched off; `held` is the signed position."""
+    if settings.suspend_trade:
+        raise RefusedError(403, CODE_FUNDS, "new orders are rejected by user request")
+    if not settings.fractional_trading and not is_crypto(request.symbol) and _is_fractional(request):
+        raise RefusedError(403, CODE_FUNDS, "account is not allowed to trade fractional shares")
+    if settings.no_shorting and request.side is Side.SELL and request.qty is not None and request.qty > held:
+        raise RefusedError(403, CODE_FUNDS, "account is not allowed to short")
 
 
 def is_whole(qty: Decimal) -> bool:
@@ -268,6 +298,25 @@ def build_order_closed(status: str) -> RefusedError:
 def build_order_not_checked(status: str) -> RefusedError:
     """Build the error for the cancel of an order that waits for its funds check at the next bar."""
     return RefusedError(422, CODE_ORDER, f'order is in "{status}" state and cannot be canceled before the next bar')
+
+
+def build_order_not_replaceable(order: VenueOrder) -> RefusedError:
+    """Build the error for the replacement of an order in a state that does not allow it."""
+    if order.status == OrderStatus.REPLACED:
+        return RefusedError(422, CODE_ORDER, "order already replaced")
+    if order.status in TERMINAL:
+        return RefusedError(422, CODE_ORDER, "order is not open")
+    return RefusedError(422, CODE_ORDER, f"cannot replace order in {order.status} status")
+
+
+def build_order_not_changed() -> RefusedError:
+    """Build the error for a replacement that would change nothing."""
+    return RefusedError(422, CODE_ORDER, "order parameters are not changed")
+
+
+def build_chain_not_replaced() -> RefusedError:
+    """Build the error for a change of an order that has yet to take its predecessor's place."""
+    return RefusedError(422, CODE_ORDER, "order chain not fully replaced")
 
 
 def build_position_not_found(symbol: str) -> RefusedError:

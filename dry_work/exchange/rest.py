@@ -11,9 +11,10 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 from msgspec.structs import replace
 
-from dry_work.clock import DAY_NS, SECOND_NS
+from dry_work.clock import SECOND_NS
 from dry_work.errors import CodecError
 from dry_work.exchange.answers import (
+    authorize,
     build_answer,
     query_limit,
     query_symbols,
@@ -26,35 +27,23 @@ from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.venue import Venue
 from dry_work.market.calendar import SessionCalendar
 from dry_work.market.symbols import SymbolSpelling, is_crypto
-from dry_work.orders.model import TERMINAL, TradeEvent, VenueOrder, VenuePosition
+from dry_work.orders.model import TERMINAL, VenueOrder, VenuePosition
 from dry_work.wire.alpaca_rest import (
     CODE_NOT_FOUND,
     CODE_REQUEST,
-    CODE_UNAUTHORIZED,
     CODE_VALIDATION,
     asset_class,
     asset_id,
     encode_account,
-    encode_decimal,
     encode_error,
     encode_order,
     encode_position,
     parse_decimal,
     parse_order_request,
+    parse_replacement,
 )
-from dry_work.wire.pubsub import encode_time
 
 _NEW_YORK = ZoneInfo("America/New_York")
-_CONFIGURATION = {
-    "fractional_trading": True,
-    "max_margin_multiplier": "2",
-    "no_shorting": False,
-    "suspend_trade": False,
-    "trade_confirm_email": "none",
-    "ptp_no_exception_entry": False,
-    "max_options_trading_level": None,
-    "disable_overnight_trading": False,
-}
 _CLOSED = frozenset(status.value for status in TERMINAL)
 
 
@@ -62,7 +51,6 @@ class TradingApi:
     """Answers the trading API from the venue.
 
     Args:
-        fills: the fill events of a key so far, oldest first.
         opened_ns: when the accounts were made, in the exchange's time.
         count_order: called with the key of each order request once it is carried out.
     """
@@ -73,14 +61,12 @@ class TradingApi:
         *,
         credentials: Credentials,
         calendar: SessionCalendar,
-        fills: Callable[[str], list[TradeEvent]],
         opened_ns: int,
         count_order: Callable[[str], None],
     ) -> None:
         self._venue = venue
         self._credentials = credentials
         self._calendar = calendar
-        self._fills = fills
         self._opened_ns = opened_ns
         self._count_order = count_order
         self._spelling = SymbolSpelling(venue.assets)
@@ -89,8 +75,6 @@ class TradingApi:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Serve `/v2/...`."""
         router.add_get("/v2/account", self._get_account)
-        router.add_get("/v2/account/configurations", self._get_configuration)
-        router.add_get("/v2/account/activities/FILL", self._get_fills)
         router.add_get("/v2/clock", self._get_clock)
         router.add_get("/v2/calendar", self._get_calendar)
         router.add_get("/v2/assets", self._get_assets)
@@ -100,6 +84,7 @@ class TradingApi:
         router.add_delete("/v2/orders", self._delete_orders)
         router.add_get("/v2/orders:by_client_order_id", self._get_order_by_client_id)
         router.add_get("/v2/orders/{order_id}", self._get_order)
+        router.add_patch("/v2/orders/{order_id}", self._patch_order)
         router.add_delete("/v2/orders/{order_id}", self._delete_order)
         router.add_get("/v2/positions", self._get_positions)
         router.add_delete("/v2/positions", self._delete_positions)
@@ -110,16 +95,11 @@ class TradingApi:
         """Return the symbol that a spelling, with or without slash, or an asset's id names."""
         return self._by_asset_id.get(text.lower()) or self._spelling.canonical(text)
 
-    def _authorize(self, request: web.Request) -> str:
-        key_id = self._credentials.admit_headers(request.headers)
-        if key_id is None:
-            raise RefusedError(401, CODE_UNAUTHORIZED, "request is not authorized")
-        return key_id
-
     # Account
 
     async def _get_account(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
+        settings = self._venue.settings(key_id)
         values = [position.qty * self._price(position) for position in self._venue.positions(key_id)]
         return build_answer(
             encode_account(
@@ -129,40 +109,15 @@ class TradingApi:
                 short_market_value=sum((value for value in values if value < 0), Decimal(0)),
                 multiplier=self._venue.multiplier(key_id),
                 non_marginable_buying_power=self._venue.non_marginable_buying_power(key_id),
+                suspended=settings.suspend_trade,
+                shorting_enabled=not settings.no_shorting,
             )
         )
-
-    async def _get_configuration(self, request: web.Request) -> web.Response:
-        self._authorize(request)
-        return build_answer(_CONFIGURATION)
-
-    async def _get_fills(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
-        newest_first = query_word(request, "direction", ("desc", "asc"), code=CODE_REQUEST) == "desc"
-        size = query_limit(request, "page_size", default=100, largest=100, code=CODE_REQUEST)
-        after_ns = query_time(request, "after", code=CODE_REQUEST)
-        until_ns = query_time(request, "until", code=CODE_REQUEST)
-        date_ns = query_time(request, "date", code=CODE_REQUEST)
-        if date_ns is not None:
-            after_ns, until_ns = date_ns - 1, date_ns + DAY_NS
-        account_id = self._venue.account(key_id).id
-        rows = [
-            _describe_fill(event, account_id)
-            for event in self._fills(key_id)
-            if (after_ns is None or event.ts_event_ns > after_ns) and (until_ns is None or event.ts_event_ns < until_ns)
-        ]
-        if newest_first:
-            rows.reverse()
-        token = request.query.get("page_token")
-        if token:
-            ids = [row["id"] for row in rows]
-            rows = rows[ids.index(token) + 1 :] if token in ids else []
-        return build_answer(rows[:size])
 
     # Clock, calendar, assets
 
     async def _get_clock(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        authorize(self._credentials, request)
         now_ns, calendar = self._venue.now_ns, self._calendar
         return build_answer(
             {
@@ -174,7 +129,7 @@ class TradingApi:
         )
 
     async def _get_calendar(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        authorize(self._credentials, request)
         first, last = self._calendar.first, self._calendar.last
         start = max(_query_date(request, "start", first), first)
         end = min(_query_date(request, "end", last), last)
@@ -195,24 +150,24 @@ class TradingApi:
         )
 
     async def _get_assets(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        authorize(self._credentials, request)
         status = request.query.get("status", "active")
         wanted = request.query.get("asset_class", "")
         symbols = self._venue.assets if status == "active" else ()
-        return build_answer([_describe_asset(symbol) for symbol in symbols if wanted in ("", asset_class(symbol))])
+        return build_answer([describe_asset(symbol) for symbol in symbols if wanted in ("", asset_class(symbol))])
 
     async def _get_asset(self, request: web.Request) -> web.Response:
-        self._authorize(request)
+        authorize(self._credentials, request)
         text = request.match_info["symbol"]
         symbol = self.canonical_symbol(text)
         if symbol not in self._venue.assets:
             raise RefusedError(404, CODE_NOT_FOUND, f"asset not found for {text}")
-        return build_answer(_describe_asset(symbol))
+        return build_answer(describe_asset(symbol))
 
     # Orders
 
     async def _post_order(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         await request.read()  # a request counts once it is here as a whole, whatever it says
         try:
             order_request = parse_order_request(await read_object(request))
@@ -222,7 +177,7 @@ class TradingApi:
             self._count_order(key_id)
 
     async def _get_orders(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         status = query_word(request, "status", ("open", "closed", "all"), code=CODE_REQUEST)
         limit = query_limit(request, "limit", default=50, largest=500, code=CODE_REQUEST)
         newest_first = query_word(request, "direction", ("desc", "asc"), code=CODE_REQUEST) == "desc"
@@ -244,22 +199,29 @@ class TradingApi:
         return build_answer([encode_order(order) for order in found[:limit]])
 
     async def _get_order(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         order_id = request.match_info["order_id"]
         return _answer_order(self._venue.order(key_id, order_id.lower()), order_id)
 
     async def _get_order_by_client_id(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         client_order_id = request.query.get("client_order_id", "")
         return _answer_order(self._venue.order_by_client_id(key_id, client_order_id), client_order_id)
 
+    async def _patch_order(self, request: web.Request) -> web.Response:
+        # Not counted as an order request: the lock-step waits for submits alone.
+        key_id = authorize(self._credentials, request)
+        change = parse_replacement(await read_object(request))
+        order = self._venue.replace(key_id, request.match_info["order_id"].lower(), change)
+        return build_answer(encode_order(order))
+
     async def _delete_order(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         self._venue.cancel(key_id, request.match_info["order_id"].lower())
         return web.Response(status=204)
 
     async def _delete_orders(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         return build_answer(self._cancel_all(key_id), status=207)
 
     def _cancel_all(self, key_id: str) -> list[dict[str, Any]]:
@@ -271,12 +233,12 @@ class TradingApi:
     # Positions
 
     async def _get_positions(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         positions = self._venue.positions(key_id)
         return build_answer([self._describe_position(key_id, position) for position in positions])
 
     async def _get_position(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         text = request.match_info["symbol"]
         symbol = self.canonical_symbol(text)
         for position in self._venue.positions(key_id):
@@ -285,14 +247,14 @@ class TradingApi:
         raise RefusedError(404, CODE_NOT_FOUND, f"position not found: {text}")
 
     async def _delete_position(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         symbol = self.canonical_symbol(request.match_info["symbol"])
         amounts = [_query_amount(request, name) for name in ("qty", "percentage")]
         order = self._venue.close_position(key_id, symbol, qty=amounts[0], percentage=amounts[1])
         return build_answer(encode_order(order))
 
     async def _delete_positions(self, request: web.Request) -> web.Response:
-        key_id = self._authorize(request)
+        key_id = authorize(self._credentials, request)
         if request.query.get("cancel_orders", "").lower() == "true":
             self._cancel_all(key_id)
         rows = []
@@ -320,7 +282,8 @@ def _answer_order(order: VenueOrder | None, asked: str) -> web.Response:
     return build_answer(encode_order(order))
 
 
-def _describe_asset(symbol: str) -> dict[str, Any]:
+def describe_asset(symbol: str) -> dict[str, Any]:
+    """Return an asset as the trading API answers it."""
     crypto = is_crypto(symbol)
     asset: dict[str, Any] = {
         "id": asset_id(symbol),
@@ -348,28 +311,6 @@ def _describe_asset(symbol: str) -> dict[str, Any]:
     else:
         asset["borrow_status"] = "easy_to_borrow"
     return asset
-
-
-def _describe_fill(event: TradeEvent, account_id: str) -> dict[str, Any]:
-    order = event.order
-    time = encode_time(event.ts_event_ns)
-    stamp = datetime.fromtimestamp(event.ts_event_ns // SECOND_NS, _NEW_YORK).strftime("%Y%m%d%H%M%S")
-    leaves = Decimal(0) if order.qty is None else order.qty - order.filled_qty
-    return {
-        "id": f"{stamp}{event.ts_event_ns // 1_000_000 % 1000:03d}::{event.execution_id}",
-        "account_id": account_id,
-        "activity_type": "FILL",
-        "transaction_time": time,
-        "type": event.event,
-        "price": encode_decimal(event.price or Decimal(0)),
-        "qty": encode_decimal(event.qty or Decimal(0)),
-        "side": order.side.value,
-        "symbol": order.symbol,
-        "leaves_qty": encode_decimal(leaves),
-        "order_id": order.id,
-        "cum_qty": encode_decimal(order.filled_qty),
-        "order_status": str(order.status),
-    }
 
 
 def _new_york(time_ns: int) -> datetime:

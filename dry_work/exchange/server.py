@@ -21,16 +21,22 @@ from aiohttp import web
 
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError
+from dry_work.exchange.account_api import AccountApi, EquityLog
 from dry_work.exchange.answers import RequestBudget, build_middleware
 from dry_work.exchange.control import ControlApi
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.data_sockets import DataSockets, StreamLimits
-from dry_work.exchange.history import BarHistory
+from dry_work.exchange.history import MarketHistory
+from dry_work.exchange.latest import LatestApi
 from dry_work.exchange.market import Lockstep, MarketPlayer
-from dry_work.exchange.rest import TradingApi
+from dry_work.exchange.rest import TradingApi, describe_asset
+from dry_work.exchange.tables import MarketTables
+from dry_work.exchange.tape import Tape
 from dry_work.exchange.trade_socket import TradeSocket
 from dry_work.exchange.venue import RuleSet, Venue
+from dry_work.exchange.watchlists import WatchlistApi
 from dry_work.feeds.recorded import Recording
+from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.calendar import SessionCalendar
 from dry_work.market.messages import Bar
 from dry_work.orders.model import TradeEvent
@@ -47,14 +53,17 @@ class ExchangeServer:
     """Serves Alpaca's trading API, trade_updates and market data from a recording, and its own control API.
 
     Args:
-        recording: the bars that are played.
+        recording: the bars that are played; orders are matched against them alone.
+        ticks: trades and quotes that are told beside them.
         rules: rule set of the venue.
         speed: data seconds a second; None is lock-step, as fast as the consumers report.
         consumers: consumers that have to be there before the market starts; None is 1 in lock-step, otherwise 0.
         cash: of a new account.
         keys: secret by key id; None admits any credentials, each key id with an account of its own.
         limits: of the streams; default: none but 10 s to authenticate.
-        requests_per_minute: of a key, more are answered 429; None is without limit.
+        requests_per_minute: of a key, for trading and for market data each; more are answered 429. None is without
+            limit.
+        changes_in_flight: cancels and replacements may lose to a fill in the next slice; rule set `alpaca` only.
         consumer_timeout_s: a consumer that was not heard of for so long no longer holds the market.
         on_failure: called once, from the server's thread, when it dies.
     """
@@ -63,6 +72,7 @@ class ExchangeServer:
         self,
         recording: Recording,
         *,
+        ticks: TickRecording | None = None,
         rules: RuleSet = "backtrader",
         speed: float | None = None,
         consumers: int | None = None,
@@ -72,6 +82,7 @@ class ExchangeServer:
         keys: Mapping[str, str] | None = None,
         limits: StreamLimits | None = None,
         requests_per_minute: int | None = None,
+        changes_in_flight: bool = False,
         consumer_timeout_s: float = 30.0,
         clock: Clock | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
@@ -93,6 +104,9 @@ class ExchangeServer:
         self._slices = len(ends)
         self._start_ns = int(ends[0]) - recording.length_ns
         self._end_ns = int(ends[-1])
+        self._ticks = ticks or TickRecording({})
+        self._tape = Tape(self._ticks, start_ns=self._start_ns)
+        self._changes_in_flight = changes_in_flight
         self._consumer_timeout_s = consumer_timeout_s
         self._on_failure = on_failure
         self._lockstep = Lockstep((1 if speed is None else 0) if consumers is None else consumers)
@@ -102,6 +116,7 @@ class ExchangeServer:
         self._keys = keys
         self._cash = cash
         self._fills: defaultdict[str, list[TradeEvent]] = defaultdict(list)
+        self._equity: dict[str, EquityLog] = {}
         self._fill_count = 0
         self._order_count = 0
         self._started: Future[int] = Future()
@@ -119,26 +134,52 @@ class ExchangeServer:
             now_ns=self._start_ns,
             is_open=calendar.is_open,
             session_close_ns=calendar.session_close_ns,
+            changes_in_flight=self._changes_in_flight,
         )
         self._credentials = Credentials(self._keys, open_account=self._open_account, clock=self._clock)
+        limits = self._limits
         self._trades = TradeSocket(
-            self._credentials, auth_timeout_s=self._limits.auth_timeout_s, queue_bytes=self._limits.queue_bytes
+            self._credentials,
+            clock=self._clock,
+            auth_timeout_s=limits.auth_timeout_s,
+            queue_bytes=limits.queue_bytes,
+            connections=limits.trade_connections,
+            stale_s=limits.stale_s,
         )
+        tables = MarketTables(self.recording, self._ticks)
         self._data = DataSockets(
             self._credentials,
-            limits=self._limits,
+            limits=limits,
             open_slice=lambda: self._player.open_slice,
+            daily_bar=lambda bar: tables.daily_bar(bar, bar.end_ns),
             on_change=self._wake,
+            clock=self._clock,
         )
         self._trading = TradingApi(
             self._venue,
             credentials=self._credentials,
             calendar=calendar,
-            fills=lambda key_id: self._fills[key_id],
             opened_ns=self._start_ns,
             count_order=self._count_order,
         )
-        self._history = BarHistory(self.recording, credentials=self._credentials, now_ns=lambda: self._venue.now_ns)
+        self._account = AccountApi(
+            self._venue,
+            credentials=self._credentials,
+            fills=lambda key_id: self._fills[key_id],
+            equity=lambda key_id: self._equity[key_id],
+        )
+        self._watchlists = WatchlistApi(
+            self._venue,
+            credentials=self._credentials,
+            canonical_symbol=self._trading.canonical_symbol,
+            describe_asset=describe_asset,
+        )
+        self._history = MarketHistory(
+            tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
+        )
+        self._latest = LatestApi(
+            tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
+        )
         self._control = ControlApi(
             self._lockstep,
             credentials=self._credentials,
@@ -156,6 +197,7 @@ class ExchangeServer:
             publish=self._data.publish,
             is_subscribed=self._data.covers,
             silent_s=self._credentials.silent_s,
+            publish_ticks=self._publish_ticks if len(self._tape) else None,
             consumer_timeout_s=self._consumer_timeout_s,
         )
 
@@ -228,6 +270,7 @@ class ExchangeServer:
 
     def _open_account(self, key_id: str) -> None:
         self._venue.open_account(key_id, cash=self._cash)
+        self._equity[key_id] = EquityLog(self._venue.now_ns, self._cash)
 
     def _count_order(self, key_id: str) -> None:
         self._order_count += 1
@@ -236,7 +279,18 @@ class ExchangeServer:
 
     def _advance(self, end_ns: int, bars: Sequence[Bar]) -> str:
         self._venue.advance(end_ns, bars)
+        for key_id, log in self._equity.items():
+            log.add(end_ns, self._venue.equity(key_id))
         return self._venue.last_event_id
+
+    def _publish_ticks(self, until_ns: int) -> None:
+        self._data.publish_ticks(self._tape.take(until_ns))
+
+    def _now_ns(self) -> int:
+        return self._venue.now_ns
+
+    def _tick_now_ns(self) -> int:
+        return max(self._venue.now_ns, self._tape.time_ns)
 
     def _wake(self) -> None:
         self._player.notify()
@@ -260,7 +314,8 @@ class ExchangeServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         app = web.Application(middlewares=[build_middleware(self._budget)])
-        for part in (self._trading, self._history, self._control, self._trades, self._data):
+        apis = (self._trading, self._account, self._watchlists, self._history, self._latest, self._control)
+        for part in (*apis, self._trades, self._data):
             part.add_routes(app.router)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CONNECTION_TIMEOUT_S)
         await runner.setup()

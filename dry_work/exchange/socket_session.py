@@ -14,6 +14,11 @@ QUEUE_LIMIT_BYTES = 16 * 1024 * 1024
 CLOSE_TIMEOUT_S = 2.0
 
 
+def is_clean_close(socket: web.WebSocketResponse, out: SocketSession) -> bool:
+    """Tell whether a session that has ended was closed by one of both sides, not cut."""
+    return out.is_closing or socket.close_code not in (None, WSCloseCode.ABNORMAL_CLOSURE)
+
+
 class SocketSession:
     """Sends frames in order without ever making the sender wait.
 

@@ -14,11 +14,14 @@ from typing import Any
 import orjson
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from dry_work.clock import Clock
 from dry_work.errors import CodecError
+from dry_work.exchange.connections import ConnectionSlots
 from dry_work.exchange.credentials import Credentials
-from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession
+from dry_work.exchange.order_rules import RefusedError
+from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
 from dry_work.orders.model import TradeEvent
-from dry_work.wire.alpaca_rest import encode_trade_event
+from dry_work.wire.alpaca_rest import CODE_RATE_LIMIT, encode_trade_event
 from dry_work.wire.alpaca_stream import parse_message
 
 TRADE_UPDATES = "trade_updates"
@@ -38,12 +41,23 @@ class TradeSocket:
     Args:
         auth_timeout_s: time for a client to authenticate.
         queue_bytes: unread by the client, then it is disconnected.
+        connections: sessions of a key, None without limit. One more is refused: with HTTP 429 when its handshake
+            carries the credentials, else in the answer to its authentication.
+        stale_s: a session that was cut without a close counts for so much longer.
     """
 
     def __init__(
-        self, credentials: Credentials, *, auth_timeout_s: float = 10.0, queue_bytes: int = QUEUE_LIMIT_BYTES
+        self,
+        credentials: Credentials,
+        *,
+        clock: Clock,
+        auth_timeout_s: float = 10.0,
+        queue_bytes: int = QUEUE_LIMIT_BYTES,
+        connections: int | None = None,
+        stale_s: float = 0.0,
     ) -> None:
         self._credentials = credentials
+        self._slots = ConnectionSlots(connections, stale_s=stale_s, clock=clock)
         self._auth_timeout_s = auth_timeout_s
         self._queue_bytes = queue_bytes
         self._sessions: set[_TradeSession] = set()
@@ -66,6 +80,9 @@ class TradeSocket:
             session.out.finish(code=WSCloseCode.GOING_AWAY)
 
     async def _handle(self, request: web.Request) -> web.WebSocketResponse:
+        known = self._credentials.admit_headers(request.headers)
+        if known is not None and not self._slots.is_free(known, TRADE_UPDATES):
+            raise RefusedError(429, CODE_RATE_LIMIT, "connection limit exceeded")
         socket = web.WebSocketResponse(compress=False, timeout=CLOSE_TIMEOUT_S / 2)
         await socket.prepare(request)
         out = SocketSession(request, socket, slow_frame=_error_frame("slow client"), limit_bytes=self._queue_bytes)
@@ -77,6 +94,8 @@ class TradeSocket:
                 await self._read(session, socket)
             finally:
                 self._sessions.discard(session)
+                if session.key_id is not None:
+                    self._slots.release(session.key_id, TRADE_UPDATES, clean=is_clean_close(socket, out))
                 out.finish()
                 await writer
         return socket
@@ -126,6 +145,9 @@ class TradeSocket:
             if not self._credentials.admit(key_id, secret):
                 frame = _authorization_frame("unauthorized", "authenticate")
                 session.out.finish(frame, code=WSCloseCode.POLICY_VIOLATION)
+                return
+            if not self._slots.take(str(key_id), TRADE_UPDATES):
+                session.out.finish(_error_frame("connection limit exceeded"), code=WSCloseCode.POLICY_VIOLATION)
                 return
             session.key_id = str(key_id)
             session.held.enter_context(self._credentials.hold_stream(session.key_id))

@@ -15,39 +15,27 @@ Rule set `backtrader` (equal to Backtrader's `BackBroker` with its defaults):
   when the order was made (of the slice, when it had none). Market orders never expire.
 - What closes a position always executes; what opens one needs the cash, else the order is `rejected`.
 
-Rule set `alpaca`:
-
-- Refusals at submit: form, asset, client order id, funds, quantity at hand. Open orders hold money or shares back.
-- A crypto order, or a stock order given in the regular session: `pending_new`, `new`. Outside the session a stock order
-  is `accepted`, and `new` once the session has opened. With `extended_hours` it is `new` at once.
-- Bars that start outside the regular session do not match stock orders, except with `extended_hours`.
-- A `day` order expires at the close of its session, with `extended_hours` four hours later, when the late session ends.
-- There is no second look at the funds at execution, as the money was held back; only an order made before its symbol
-  had a price is looked at when its first bar comes. Crypto pays 25 basis points in what is received.
-- Not modelled: wash-trade refusals, random partial fills, the ageing of gtc orders, the limit of buy stops.
+Rule set `alpaca`: see `alpaca_matcher`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Literal
 
-from msgspec.structs import replace
-
-from dry_work.clock import DAY_NS, HOUR_NS
+from dry_work.clock import DAY_NS
 from dry_work.errors import ConfigError
 from dry_work.exchange import order_rules
 from dry_work.exchange.account import (
-    SHORT_RESERVE_FACTOR,
     ZERO,
-    Account,
+    AccountSettings,
     AlpacaAccount,
     BacktraderAccount,
     BuyingPower,
-    Reservation,
     truncate_qty,
 )
+from dry_work.exchange.alpaca_matcher import AlpacaMatcher
 from dry_work.exchange.book import Book, OpenOrder
 from dry_work.exchange.identifiers import EventIds, build_account_id, build_account_number
 from dry_work.exchange.matching import BarPrices, build_bar_prices, match_order
@@ -65,12 +53,12 @@ from dry_work.orders.model import (
     VenueOrder,
     VenuePosition,
 )
+from dry_work.wire.alpaca_rest import Replacement
 
 __all__ = ["RefusedError", "RuleSet", "Venue"]
 
 RuleSet = Literal["backtrader", "alpaca"]
 
-_LATE_SESSION_NS = 4 * HOUR_NS
 _BACKTRADER_DAY_END_NS = 86_399_009_999_000  # BackBroker's last moment of a day: time(23, 59, 59, 9999)
 
 
@@ -78,7 +66,7 @@ class Venue:
     """The exchange's books and matcher.
 
     `emit` is called with the API key id and the event before the call that caused it returns (`advance`, `cancel`,
-    `cancel_all`, and with rules `alpaca` `submit` and `close_position`). It must not call the venue.
+    `cancel_all`, and with rules `alpaca` `submit`, `replace` and `close_position`). It must not call the venue.
 
     Args:
         rules: rule set for all accounts.
@@ -88,6 +76,8 @@ class Venue:
         is_open: whether the regular stock session is open at a time: at its first moment it is, at its close not.
         session_close_ns: close of the session that a `day` order given at a time belongs to; a time outside
             a session, its close included, belongs to the next one.
+        changes_in_flight: cancels and replacements take effect after the next slice and may lose to a fill in it; rule
+            set `alpaca` only.
     """
 
     def __init__(
@@ -99,20 +89,28 @@ class Venue:
         now_ns: int,
         is_open: Callable[[int], bool],
         session_close_ns: Callable[[int], int],
+        changes_in_flight: bool = False,
     ) -> None:
         if rules not in ("backtrader", "alpaca"):
             raise ConfigError(f"there is no rule set {rules!r}: expected backtrader or alpaca")
+        if changes_in_flight and rules != "alpaca":
+            raise ConfigError("only the rule set alpaca has cancels and replacements that may lose to a fill")
         self.rules: RuleSet = rules
         self.assets = tuple(assets)
         self.now_ns = now_ns
         self._known = frozenset(assets)
         self._emit = emit
-        self._is_open = is_open
-        self._session_close_ns = session_close_ns
         self._event_ids = EventIds()
         self._books: dict[str, Book] = {}
         self._bars: dict[str, BarPrices] = {}  # last bar by symbol
         self._prices: dict[str, Decimal] = {}  # its close
+        self._alpaca = AlpacaMatcher(
+            bars=self._bars,
+            prices=self._prices,
+            is_open=is_open,
+            session_close_ns=session_close_ns,
+            changes_in_flight=changes_in_flight,
+        )
 
     @property
     def last_event_id(self) -> str:
@@ -150,6 +148,18 @@ class Venue:
         """Return what may be spent on crypto."""
         return self._buying_power(self._books[key_id]).non_marginable
 
+    def equity(self, key_id: str) -> Decimal:
+        """Return cash plus positions at their last prices."""
+        return self._books[key_id].account.equity(self._prices)
+
+    def settings(self, key_id: str) -> AccountSettings:
+        """Return what the owner of the account has set."""
+        return self._books[key_id].settings
+
+    def change_settings(self, key_id: str, settings: AccountSettings) -> None:
+        """Set the account for orders from now on."""
+        self._books[key_id].settings = settings
+
     def positions(self, key_id: str) -> list[VenuePosition]:
         """Return the positions that are not flat, the first traded first."""
         return [
@@ -159,7 +169,7 @@ class Venue:
 
     def held_qty(self, key_id: str, symbol: str) -> Decimal:
         """Return the (positive) quantity of a position that open orders are about to close; rule set `alpaca` only."""
-        return self._held(self._books[key_id], symbol) if self.rules == "alpaca" else ZERO
+        return self._alpaca.held(self._books[key_id], symbol) if self.rules == "alpaca" else ZERO
 
     def last_price(self, symbol: str) -> Decimal | None:
         """Return the close of the symbol's last bar, None before its first."""
@@ -196,12 +206,32 @@ class Venue:
             raise order_rules.build_unknown_asset(request.symbol)
         if request.client_order_id in book.by_client_id:
             raise order_rules.build_duplicate_client_id()
+        order_rules.check_settings(request, book.settings, book.account.qty(request.symbol))
         if self.rules == "backtrader":
             return self._submit_backtrader(book, request)
-        return self._submit_alpaca(book, request)
+        return self._alpaca.submit(book, request, self.now_ns)
+
+    def replace(self, key_id: str, order_id: str, change: Replacement) -> VenueOrder:
+        """Change an open order; rule set `alpaca` only.
+
+        Returns:
+            the new order that takes its place, as of its receipt: `pending_new`.
+
+        Raises:
+            RefusedError: the order is unknown or in a state that does not allow it, nothing is changed, or the new
+                order is refused; the old one then stays as it is.
+        """
+        book = self._books[key_id]
+        entry = book.orders.get(order_id)
+        if entry is None:
+            raise order_rules.build_order_not_found(order_id)
+        if self.rules != "alpaca":
+            message = "orders are not replaced under the rules backtrader: cancel the order and submit another"
+            raise RefusedError(422, order_rules.CODE_ORDER, message)
+        return self._alpaca.replace(book, entry, change, self.now_ns)
 
     def cancel(self, key_id: str, order_id: str) -> None:
-        """Cancel an open order at once. An order that is canceled already stays so.
+        """Cancel an open order, at once unless changes are in flight. An order that is canceled already stays so.
 
         Raises:
             RefusedError: it is unknown, at its end, or (rule set `backtrader`) was made since the last slice.
@@ -293,17 +323,18 @@ class Venue:
             self._prices[bar.symbol] = prices.close
             fresh.add(bar.symbol)
         self.now_ns = end_ns
-        in_session = self.rules == "alpaca" and self._in_session(fresh)
+        in_session = self.rules == "alpaca" and self._alpaca.in_session(fresh, end_ns)
         for book in self._books.values():
             if self.rules == "backtrader":
                 self._advance_backtrader(book, fresh)
             else:
-                self._advance_alpaca(book, fresh, in_session=in_session)
+                self._alpaca.advance(book, fresh, end_ns, in_session=in_session)
             book.drop_done()
 
     # Rule set backtrader
 
     def _submit_backtrader(self, book: Book, request: OrderRequest) -> VenueOrder:
+        order_rules.check_backtrader_request(request)
         entry = book.add(request, OrderStatus.PENDING_NEW, self.now_ns)
         # BackBroker's `created.price`: the stop price before the limit price, for market orders the last close.
         entry.check_price = request.stop_price or request.limit_price or self._prices.get(request.symbol)
@@ -344,125 +375,13 @@ class Venue:
             if refused:
                 book.reject(entry, self.now_ns)
 
-    # Rule set alpaca
-
-    def _submit_alpaca(self, book: Book, request: OrderRequest) -> VenueOrder:
-        order_rules.check_alpaca_request(request)
-        if is_crypto(request.symbol) and request.qty is not None:
-            request = replace(request, qty=truncate_qty(request.qty))
-            order_rules.check_request(request)  # less than the increment is nothing
-        price = self._reference_price(request)
-        self._check_funds(book, request, price)
-        is_live = is_crypto(request.symbol) or request.extended_hours or self._is_open(self.now_ns)
-        entry = book.add(request, OrderStatus.PENDING_NEW if is_live else OrderStatus.ACCEPTED, self.now_ns)
-        entry.check_price = price
-        if request.time_in_force is TimeInForce.DAY:
-            if request.extended_hours:
-                entry.expires_ns = self._session_close_ns(self.now_ns - _LATE_SESSION_NS) + _LATE_SESSION_NS
-            else:
-                entry.expires_ns = self._session_close_ns(self.now_ns)
-        book.pending.append(entry)
-        received = entry.order
-        book.set_status(entry, OrderStatus(received.status), self.now_ns)
-        if is_live:
-            book.set_status(entry, OrderStatus.NEW, self.now_ns)
-        return received
-
-    def _check_funds(self, book: Book, request: OrderRequest, price: Decimal | None) -> None:
-        assert request.qty is not None
-        held = book.account.qty(request.symbol)
-        closes = held > 0 if request.side is Side.SELL else held < 0
-        if closes or (request.side is Side.SELL and is_crypto(request.symbol)):
-            existing, held_back = (abs(held), self._held(book, request.symbol)) if closes else (ZERO, ZERO)
-            if request.qty > existing - held_back:
-                raise order_rules.build_no_quantity(
-                    request.symbol, requested=request.qty, existing=existing, held=held_back
-                )
-            return
-        power = self._buying_power(book)
-        if request.side is Side.SELL and (power.multiplier == 1 or not order_rules.is_whole(request.qty)):
-            raise order_rules.build_no_short(request.side, request.qty)
-        if price is None:
-            return
-        cost = request.qty * price
-        order_rules.check_alpaca_cost(request, request.qty, cost)
-        available = power.non_marginable if is_crypto(request.symbol) else power.marginable
-        if cost > available:
-            raise order_rules.build_no_buying_power(request.symbol, cost=cost, available=available)
-
-    def _reference_price(self, request: OrderRequest) -> Decimal | None:
-        """Return what a share of the order is taken to cost; None when nothing is known."""
-        last = self._prices.get(request.symbol)
-        asked = request.limit_price or request.stop_price
-        if request.side is Side.BUY:
-            return asked or last
-        return max(asked or ZERO, last * SHORT_RESERVE_FACTOR) if last is not None else asked
-
-    def _advance_alpaca(self, book: Book, fresh: set[str], *, in_session: bool) -> None:
-        for entry in book.pending:
-            order = entry.order
-            bar = self._bars.get(order.symbol) if order.symbol in fresh else None
-            if entry.expires_ns is not None and bar is not None and bar.start_ns >= entry.expires_ns:
-                book.set_status(entry, OrderStatus.EXPIRED, self.now_ns)
-                continue
-            if in_session and order.status == OrderStatus.ACCEPTED:
-                entry.order = replace(order, submitted_ns=self.now_ns)
-                book.set_status(entry, OrderStatus.NEW, self.now_ns)
-            if bar is not None and entry.order.status != OrderStatus.ACCEPTED and self._may_match(order, bar):
-                self._match_alpaca(book, entry, bar)
-            if not entry.is_done and entry.expires_ns is not None and self.now_ns >= entry.expires_ns:
-                book.set_status(entry, OrderStatus.EXPIRED, self.now_ns)
-
-    def _match_alpaca(self, book: Book, entry: OpenOrder, bar: BarPrices) -> None:
-        account = book.account
-        assert isinstance(account, AlpacaAccount)
-        order = entry.order
-        if entry.check_price is None and _opens(account, order):
-            power = self._buying_power(book)
-            available = power.non_marginable if is_crypto(order.symbol) else power.marginable
-            if entry.remaining * bar.open > available:
-                book.reject(entry, self.now_ns)
-                return
-        match = match_order(order, bar, triggered=entry.triggered)
-        entry.triggered = match.triggered
-        if match.price is not None:
-            account.execute(order.symbol, entry.change, match.price)
-            book.fill(entry, entry.remaining, match.price, fill_ns=bar.end_ns, now_ns=self.now_ns)
-
-    def _in_session(self, fresh: Iterable[str]) -> bool:
-        return self._is_open(self.now_ns) or any(
-            self._is_open(self._bars[symbol].start_ns) for symbol in fresh if not is_crypto(symbol)
-        )
-
-    def _may_match(self, order: VenueOrder, bar: BarPrices) -> bool:
-        return is_crypto(order.symbol) or order.extended_hours or self._is_open(bar.start_ns)
-
     def _buying_power(self, book: Book) -> BuyingPower:
         account = book.account
         if isinstance(account, AlpacaAccount):
-            return account.buying_power(self._prices, self._reservations(book))
+            return self._alpaca.buying_power(book)
         spendable = max(account.cash, ZERO)
         return BuyingPower(
             equity=account.equity(self._prices), multiplier=1, marginable=spendable, non_marginable=spendable
-        )
-
-    def _reservations(self, book: Book) -> Iterable[Reservation]:
-        for entry in book.pending:
-            order = entry.order
-            if not entry.is_done and entry.check_price is not None and _opens(book.account, order):
-                yield Reservation(order.symbol, entry.remaining * entry.check_price, order.side is Side.BUY)
-
-    def _held(self, book: Book, symbol: str) -> Decimal:
-        closing = Side.SELL if book.account.qty(symbol) > 0 else Side.BUY
-        if not book.account.qty(symbol):
-            return ZERO
-        return sum(
-            (
-                entry.remaining
-                for entry in book.pending
-                if entry.order.symbol == symbol and entry.order.side is closing and not entry.is_done
-            ),
-            ZERO,
         )
 
     def _cancel(self, book: Book, entry: OpenOrder) -> None:
@@ -470,12 +389,10 @@ class Venue:
             return
         if entry.is_done:
             raise order_rules.build_order_closed(entry.order.status)
+        if self.rules == "alpaca":
+            self._alpaca.cancel(book, entry, self.now_ns)
+            return
         if entry in book.submitted:
             raise order_rules.build_order_not_checked(entry.order.status)
         book.set_status(entry, OrderStatus.CANCELED, self.now_ns)
         book.drop_done()
-
-
-def _opens(account: Account, order: VenueOrder) -> bool:
-    held = account.qty(order.symbol)
-    return held >= 0 if order.side is Side.BUY else held <= 0

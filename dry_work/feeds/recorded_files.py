@@ -161,23 +161,57 @@ def read_file(source: SourceFile, log: RepairLog) -> FileRows | None:
         raise DataFileError(path, f"columns given twice: {', '.join(repeated)}")
     if table.num_rows == 0:
         raise DataFileError(path, f"no rows; expected {EXPECTED}")
-    codes, symbols = _read_symbols(path, table.column("symbol"))
-    times, readable = _read_times(path, table.column("timestamp"))
+    codes, symbols = read_symbol_column(path, table.column("symbol"))
+    times, readable = read_time_column(path, table.column("timestamp"))
     values: dict[str, Column] = {TIME: times}
     for name in (*PRICES, "volume", *(name for name in OPTIONAL if name in names)):
-        values[name] = _read_numbers(path, name, table.column(name))
+        values[name] = read_number_column(path, name, table.column(name))
     for name in names:
         if name not in _NEVER_EXTRA and name and not name.startswith("__index_level_"):  # a frame's own row numbers
             column = table.column(name)
             refusal = _refuse_extra(name, column.type)
             if refusal is None:
-                values[name] = _read_numbers(path, name, column)
+                values[name] = read_number_column(path, name, column)
             else:
                 log.left_out[f"column {name!r} left out: {refusal}"] = None
     return FileRows(path=path, symbols=symbols, codes=codes, values=values, readable_time=readable, numbers=numbers)
 
 
-def _read_parquet(path: Path) -> tuple[Any, Ints]:
+def read_columns(source: SourceFile, log: RepairLog, *, kinds: Mapping[Any, Sequence[str]]) -> tuple[str, Any, Ints]:
+    """Read a file that is of one of `kinds` (its required columns by name).
+
+    Returns: the kind ("" for none of them), its table, and for each row its number in the file.
+    """
+    path = source.path
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        table, numbers = _read_csv(path, log)
+    else:
+        table, numbers = _read_parquet(path, *kinds.values())
+    names = set(table.column_names)
+    kind = next((kind for kind, required in kinds.items() if names >= set(required)), "")
+    return kind, table, numbers
+
+
+def read_names(source: SourceFile) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        DataFileError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    if source.path.name.lower().endswith((".csv", ".csv.gz")):
+        try:
+            with pa_csv.open_csv(source.path) as reader:
+                return list(reader.schema.names)
+        except (pa.ArrowException, OSError) as error:
+            raise DataFileError(source.path, f"cannot be read as CSV: {_first_line(error)}") from error
+    return list(_read_parquet(source.path, ("no column has this name",))[0].column_names)
+
+
+def _read_parquet(path: Path, *wanted: Sequence[str]) -> tuple[Any, Ints]:
+    """Read a file that has all of the `wanted` columns (of one of them), else its schema alone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -186,7 +220,8 @@ def _read_parquet(path: Path) -> tuple[Any, Ints]:
         with pq.ParquetFile(path) as file:
             schema = _restore_index(file.schema_arrow.empty_table()).schema
             # A file of trades may be large; its schema alone says that there are no bars in it.
-            table = file.read() if set(REQUIRED) <= set(schema.names) else schema.empty_table()
+            is_wanted = any(set(names) <= set(schema.names) for names in wanted or (REQUIRED,))
+            table = file.read() if is_wanted else schema.empty_table()
     except (pa.ArrowException, OSError) as error:
         raise DataFileError(path, f"cannot be read as Parquet: {_first_line(error)}; expected {EXPECTED}") from error
     return _restore_index(table), np.arange(1, table.num_rows + 1)
@@ -262,7 +297,7 @@ def _refuse_extra(name: str, kind: Any) -> str | None:
     return "its name starts with an underscore" if name.startswith("_") else None
 
 
-def _read_symbols(path: str, column: Any) -> tuple[Ints, list[str]]:
+def read_symbol_column(path: str, column: Any) -> tuple[Ints, list[str]]:
     """Return (for each row the index of its symbol or -1, canonical symbols)."""
     import pyarrow as pa
 
@@ -284,7 +319,7 @@ def _read_symbols(path: str, column: Any) -> tuple[Ints, list[str]]:
     return np.array(code_of, dtype=np.int64)[indices + 1], list(symbols)
 
 
-def _read_times(path: str, column: Any) -> tuple[Ints, Mask]:
+def read_time_column(path: str, column: Any) -> tuple[Ints, Mask]:
     """Return (UTC nanoseconds, which of them were readable)."""
     import pyarrow as pa
 
@@ -306,7 +341,7 @@ def _read_times(path: str, column: Any) -> tuple[Ints, Mask]:
     return np.where(readable, raw, 0) * per_unit, readable
 
 
-def _read_numbers(path: str, name: str, column: Any) -> Floats:
+def read_number_column(path: str, name: str, column: Any) -> Floats:
     """Return a column as float64, NaN where there is no number."""
     import pyarrow as pa
 

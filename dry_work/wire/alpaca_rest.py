@@ -15,6 +15,8 @@ from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID, uuid5
 
+import msgspec
+
 from dry_work.errors import CodecError, DryWorkError
 from dry_work.market.symbols import is_crypto, is_symbol
 from dry_work.orders.model import (
@@ -59,6 +61,24 @@ class RequestError(DryWorkError):
         self.http_status = http_status
         self.code = code
         self.message = message
+
+
+class ChainedOrder(VenueOrder, frozen=True, kw_only=True):
+    """An order, and its place in a chain of replacements; the ids are empty where there is none."""
+
+    replaces: str = ""
+    replaced_by: str = ""
+    replaced_ns: int | None = None
+
+
+class Replacement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client wants changed in an open order; None leaves as it is."""
+
+    qty: Decimal | None = None
+    time_in_force: TimeInForce | None = None
+    limit_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    client_order_id: str = ""  # of the new order; empty: the venue makes one
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -125,6 +145,7 @@ def parse_venue_symbol(text: str, asset_class_name: str = "") -> str:
 
 def encode_order(order: VenueOrder) -> dict[str, Any]:
     """Return the order as Alpaca answers it; an own key `reject_reason` follows when there is one."""
+    chain = order if isinstance(order, ChainedOrder) else None
     body: dict[str, Any] = {
         "id": order.id,
         "client_order_id": order.client_order_id,
@@ -136,9 +157,9 @@ def encode_order(order: VenueOrder) -> dict[str, Any]:
         "expires_at": None,
         "canceled_at": _encode_optional_time(order.canceled_ns),
         "failed_at": _encode_optional_time(order.failed_ns),
-        "replaced_at": None,
-        "replaced_by": None,
-        "replaces": None,
+        "replaced_at": None if chain is None else _encode_optional_time(chain.replaced_ns),
+        "replaced_by": None if chain is None else chain.replaced_by or None,
+        "replaces": None if chain is None else chain.replaces or None,
         "asset_id": asset_id(order.symbol),
         "symbol": order.symbol,
         "asset_class": asset_class(order.symbol),
@@ -168,14 +189,19 @@ def encode_order(order: VenueOrder) -> dict[str, Any]:
 
 
 def parse_order(payload: Mapping[str, Any]) -> VenueOrder:
-    """Read an order of the venue; an unknown status is kept as its text.
+    """Read an order of the venue, a `ChainedOrder` when it has a place in a chain; an unknown status stays its text.
 
     Raises:
         CodecError: when id, symbol, side, type or time in force is missing or unknown, or a number or time malformed.
     """
     payload = _require_object(payload, "an order")
     try:
-        return VenueOrder(
+        chain: dict[str, Any] = {name: text for name in ("replaces", "replaced_by") if (text := payload.get(name))}
+        if chain:
+            chain = {name: str(text) for name, text in chain.items()}
+            chain["replaced_ns"] = _parse_optional_time(payload, "replaced_at")
+        return (ChainedOrder if chain else VenueOrder)(
+            **chain,
             id=_require_text(payload, "id"),
             client_order_id=str(payload.get("client_order_id") or ""),
             symbol=parse_venue_symbol(_require_text(payload, "symbol"), str(payload.get("asset_class") or "")),
@@ -239,12 +265,7 @@ def parse_order_request(payload: object) -> OrderRequest:
     symbol = payload.get("symbol")
     if not isinstance(symbol, str) or not symbol.strip():
         raise RequestError(422, CODE_REQUEST, "symbol is required")
-    client_order_id = payload.get("client_order_id")
-    if client_order_id is None:
-        client_order_id = ""
-    if not isinstance(client_order_id, str) or len(client_order_id) > CLIENT_ORDER_ID_LIMIT:
-        message = f"client_order_id must be a text of no more than {CLIENT_ORDER_ID_LIMIT} characters"
-        raise RequestError(422, CODE_REQUEST, message)
+    client_order_id = _parse_client_order_id(payload)
     if payload.get("order_class") not in (None, "", "simple"):
         raise RequestError(422, CODE_VALIDATION, f"order class {payload['order_class']!s:.20} is not supported")
     extended_hours = payload.get("extended_hours")
@@ -267,6 +288,28 @@ def parse_order_request(payload: object) -> OrderRequest:
     )
     _check_request(request)
     return request
+
+
+def parse_replacement(payload: object) -> Replacement:
+    """Read the body of PATCH /v2/orders/{id}, decoded by `parse_json`; null means "leave as it is".
+
+    Raises:
+        RequestError: with the venue's status, code and message for what cannot be read.
+    """
+    if not isinstance(payload, Mapping):
+        raise RequestError(400, CODE_MALFORMED, "request body format is invalid")
+    if payload.get("trail") is not None:
+        raise RequestError(422, CODE_VALIDATION, "trailing_stop orders are not supported")
+    amounts = {name: _parse_request_decimal(payload, name) for name in ("qty", "limit_price", "stop_price")}
+    for name, value in amounts.items():
+        if value is not None and value <= 0:
+            raise RequestError(422, CODE_VALIDATION, f"{name} must be > 0")
+    given = payload.get("time_in_force") not in (None, "")
+    return Replacement(
+        time_in_force=_parse_request_word(TimeInForce, payload, "time_in_force") if given else None,
+        client_order_id=_parse_client_order_id(payload),
+        **amounts,
+    )
 
 
 # Trade events
@@ -326,6 +369,8 @@ def encode_account(
     last_equity: Decimal | None = None,
     multiplier: int = 1,
     non_marginable_buying_power: Decimal | None = None,
+    suspended: bool = False,
+    shorting_enabled: bool = True,
 ) -> dict[str, Any]:
     """Return the account as GET /v2/account answers it."""
     equity = encode_decimal(account.equity)
@@ -354,11 +399,11 @@ def encode_account(
         "sma": "0",
         "accrued_fees": "0",
         "multiplier": str(multiplier),
-        "shorting_enabled": True,
+        "shorting_enabled": shorting_enabled,
         "trading_blocked": account.trading_blocked,
         "transfers_blocked": False,
         "account_blocked": False,
-        "trade_suspended_by_user": False,
+        "trade_suspended_by_user": suspended,
         "created_at": encode_time(created_ns),
         "balance_asof": encode_time(created_ns)[:10],
         "options_approved_level": 0,
@@ -516,6 +561,16 @@ def _parse_request_word(words: type[_Word], payload: Mapping[str, Any], name: st
         return words(value)
     except ValueError:
         raise RequestError(422, CODE_REQUEST, f"invalid {name} {str(value)[:40]}") from None
+
+
+def _parse_client_order_id(payload: Mapping[str, Any]) -> str:
+    client_order_id = payload.get("client_order_id")
+    if client_order_id is None:
+        return ""
+    if not isinstance(client_order_id, str) or len(client_order_id) > CLIENT_ORDER_ID_LIMIT:
+        message = f"client_order_id must be a text of no more than {CLIENT_ORDER_ID_LIMIT} characters"
+        raise RequestError(422, CODE_REQUEST, message)
+    return client_order_id
 
 
 def _parse_request_decimal(payload: Mapping[str, Any], name: str) -> Decimal | None:

@@ -87,10 +87,13 @@ StreamItem = Bar | StreamWatermark | StreamControl | StreamUnread
 # Items ----------------------------------------------------------------------------------------------------------------
 
 
-def encode_bar_item(bar: Bar) -> dict[str, Any]:
-    """Return a bar as an item; its time is the start of the bar. What is not finite is null, in `extra` left out."""
+def encode_bar_item(bar: Bar, kind: str = "b") -> dict[str, Any]:
+    """Return a bar as an item; its time is the start of the bar. What is not finite is null, in `extra` left out.
+
+    `kind` is b for a minute bar, d for a daily bar, u for a corrected one.
+    """
     item: dict[str, Any] = {
-        "T": "b",
+        "T": kind,
         "S": bar.symbol,
         "o": bar.open,
         "h": bar.high,
@@ -105,6 +108,59 @@ def encode_bar_item(bar: Bar) -> dict[str, Any]:
     if extra:
         item["extra"] = extra
     return item
+
+
+def encode_trade_item(
+    symbol: str,
+    *,
+    time_ns: int,
+    price: float,
+    size: float,
+    trade_id: int,
+    exchange: str = "",
+    conditions: Sequence[str] = (),
+    tape: str = "",
+    taker_side: str = "",
+) -> dict[str, Any]:
+    """Return a trade as an item; a stock's tells venue, conditions and tape, a coin's the side of the taker."""
+    item: dict[str, Any] = {"T": "t", "S": symbol, "i": trade_id}
+    if is_crypto(symbol):
+        item |= {"p": price, "s": size, "tks": taker_side}
+    else:
+        item |= {"x": exchange, "p": price, "s": _as_integer(size), "c": list(conditions), "z": tape}
+    item["t"] = msgpack.Timestamp.from_unix_nano(time_ns)
+    return item
+
+
+def encode_quote_item(
+    symbol: str,
+    *,
+    time_ns: int,
+    bid_price: float,
+    bid_size: float,
+    ask_price: float,
+    ask_size: float,
+    bid_exchange: str = "",
+    ask_exchange: str = "",
+    conditions: Sequence[str] = (),
+    tape: str = "",
+) -> dict[str, Any]:
+    """Return a quote as an item; a side of price 0 means none."""
+    item: dict[str, Any] = {"T": "q", "S": symbol}
+    if is_crypto(symbol):
+        item |= {"bp": bid_price, "bs": bid_size, "ap": ask_price, "as": ask_size}
+    else:
+        item |= {"bx": bid_exchange, "bp": bid_price, "bs": _as_integer(bid_size)}
+        item |= {"ax": ask_exchange, "ap": ask_price, "as": _as_integer(ask_size)}
+        item |= {"c": list(conditions), "z": tape}
+    item["t"] = msgpack.Timestamp.from_unix_nano(time_ns)
+    return item
+
+
+def encode_rest_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item as the market-data REST API writes it: without type and symbol, the time as RFC 3339 text."""
+    row = {name: value for name, value in item.items() if name not in ("T", "S", "extra")}
+    return {"t": encode_time(row.pop("t").to_unix_nano()), **row}
 
 
 def encode_watermark_item(mark: StreamWatermark) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,45 @@ def test_recorded_bars_are_played_to_their_end(launch: Launch, tmp_path: Path) -
     assert "slice 5 of 5, exchange time 2024-06-11T13:35:00Z" in lines[-1]
 
 
+def test_trades_and_quotes_beside_the_bars_are_played(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "bars.csv").write_text(
+        "symbol,timestamp,open,high,low,close,volume\nSPY,2024-06-11T13:30:00Z,10,11,9,10.5,100\n"
+    )
+    (tmp_path / "trades.csv").write_text(
+        "symbol,timestamp,price,size\nSPY,2024-06-11T13:30:01Z,10.5,1\nSPY,2024-06-11T13:30:02Z,-1,1\n"
+    )
+    process = launch("--port", "0", "--speed", "60000", "--data", ".")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    url = re.search(r"ALPACA_URL=(\S+)", line)
+    assert url
+    lines = []
+    while not lines or "ended" not in lines[-1]:
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
+    assert any("1 row dropped: negative price or size" in line for line in lines)
+    assert any("1 trades and quotes beside the bars" in line for line in lines)
+    headers = {"APCA-API-KEY-ID": "key", "APCA-API-SECRET-KEY": "secret"}
+    request = urllib.request.Request(f"{url[1]}/v2/stocks/trades?symbols=SPY", headers=headers)
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        assert b'"p":10.5' in answer.read()
+
+
+def test_the_limits_of_a_plan_are_switched_on_by_options(launch: Launch) -> None:
+    process = launch("--port", "0", "--requests-per-minute", "1", "--connections", "1", "--stream-symbols", "1")
+    assert process.stdout is not None
+    url = re.search(r"ALPACA_URL=(\S+)", process.stdout.readline())
+    assert url
+    headers = {"APCA-API-KEY-ID": "key", "APCA-API-SECRET-KEY": "secret"}
+    request = urllib.request.Request(f"{url[1]}/v2/clock", headers=headers)
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        assert answer.headers["X-RateLimit-Limit"] == "1"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=DEADLINE_S)
+    assert refused.value.code == 429
+    refused.value.close()
+
+
 def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -92,6 +132,9 @@ def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launc
         (("--symbols", "missing.txt"), "missing.txt: no such symbols file"),
         (("--speed", "max", "--consumers", "0"), "at least 1"),
         (("--rules", "house"), "'house' is not one of"),
+        (("--stale-session", "90"), "--stale-session has no effect without --connections"),
+        (("--connections", "0"), "0 is not in the range"),
+        (("--races", "--rules", "backtrader"), "only the rule set alpaca"),
     ],
 )
 def test_a_mistake_is_a_usage_error_with_one_sentence(launch: Launch, options: tuple[str, ...], sentence: str) -> None:

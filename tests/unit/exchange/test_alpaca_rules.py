@@ -183,8 +183,6 @@ BOTH = [
     ({"type": OrderType.TRAILING_STOP}, 42210000, "trailing_stop orders are not offered by this exchange"),
     ({"time_in_force": TimeInForce.OPG}, 42210000, "time_in_force opg is not offered by this exchange"),
     ({"time_in_force": TimeInForce.CLS}, 42210000, "time_in_force cls is not offered by this exchange"),
-    ({"time_in_force": TimeInForce.IOC}, 42210000, "time_in_force ioc is not offered by this exchange"),
-    ({"time_in_force": TimeInForce.FOK}, 42210000, "time_in_force fok is not offered by this exchange"),
     ({"qty": None, "notional": D(10)}, 42210000, "notional orders are not offered by this exchange"),
     ({"notional": D(10)}, 40010001, "only one of qty or notional is accepted"),
     ({"qty": None}, 40010001, "qty or notional is required"),

@@ -203,6 +203,12 @@ def test_slices_are_due_at_data_time_divided_by_the_speed() -> None:
     assert pace.due_s(START_NS + 90 * SECOND_NS) == 101.5
 
 
+def test_data_time_goes_on_between_two_slices() -> None:
+    pace = Pace(60.0, 100.0, START_NS)
+    assert pace.time_ns(100.5) == START_NS + MINUTE_NS // 2
+    assert pace.time_ns(pace.due_s(START_NS + 7 * MINUTE_NS)) == START_NS + 7 * MINUTE_NS
+
+
 def test_only_the_last_slice_is_marked() -> None:
     slices = make_slices(3)
     assert [(number, end_ns, last) for number, end_ns, _, last in mark_last(slices)] == [

@@ -334,10 +334,14 @@ async def test_crypto_bars_need_no_credentials(run_exchange: Run, connect: Conne
         ("/v1beta3/crypto/us/bars?symbols=BTCUSD", "invalid symbol: BTCUSD does not match ^[A-Z]+/[A-Z]+$"),
         ("/v2/stocks/bars?symbols=BTC%2FUSD", "invalid symbol: BTC/USD"),
         ("/v2/stocks/bars", "symbols is required"),
-        ("/v2/stocks/bars?symbols=SPY&timeframe=1Day", "invalid timeframe: must be one of 1min, 1t"),
-        ("/v2/stocks/bars?symbols=SPY&limit=10001", "limit must be between 1 and 10000"),
-        ("/v2/stocks/bars?symbols=SPY&start=soon", "invalid start: soon"),
-        ("/v2/stocks/bars?symbols=SPY&page_token=odd", "invalid page_token"),
+        ("/v2/stocks/bars?symbols=SPY", "timeframe is required"),
+        (
+            "/v2/stocks/bars?symbols=SPY&timeframe=2Day",
+            "invalid timeframe: 2Day; expected [1-59]Min, [1-23]Hour, 1Day, 1Week or {1,2,3,4,6,12}Month",
+        ),
+        ("/v2/stocks/bars?symbols=SPY&timeframe=1Min&limit=10001", "limit must be between 1 and 10000"),
+        ("/v2/stocks/bars?symbols=SPY&timeframe=1Min&start=soon", "invalid start: soon"),
+        ("/v2/stocks/bars?symbols=SPY&timeframe=1Min&page_token=odd", "invalid page_token"),
     ],
 )
 async def test_a_bad_request_for_bars_has_a_message_and_no_code(

@@ -30,6 +30,7 @@ class Desk:
         now_ns: int,
         is_open: Callable[[int], bool] = lambda now_ns: True,
         session_close_ns: Callable[[int], int] = lambda now_ns: now_ns,
+        **options: Any,
     ) -> None:
         self.events: list[TradeEvent] = []
         self._seen = 0
@@ -41,6 +42,7 @@ class Desk:
             now_ns=now_ns,
             is_open=is_open,
             session_close_ns=session_close_ns,
+            **options,
         )
         self.venue.open_account(KEY, cash=Decimal(cash))
 

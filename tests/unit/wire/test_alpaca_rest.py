@@ -23,6 +23,8 @@ from dry_work.orders.model import (
     VenuePosition,
 )
 from dry_work.wire.alpaca_rest import (
+    ChainedOrder,
+    Replacement,
     RequestError,
     asset_id,
     build_order_request,
@@ -39,6 +41,7 @@ from dry_work.wire.alpaca_rest import (
     parse_order,
     parse_order_request,
     parse_position,
+    parse_replacement,
     parse_trade_event,
 )
 
@@ -358,3 +361,62 @@ def test_an_error_body_carries_code_message_and_context() -> None:
 )
 def test_an_error_body_of_another_shape_is_its_own_message(body: bytes, expected: tuple[int | None, str]) -> None:
     assert parse_error(body) == expected
+
+
+# Chains of replacements
+
+
+@given(
+    order=orders,
+    replaces=st.just("") | st.uuids().map(str),
+    replaced_by=st.just("") | st.uuids().map(str),
+    replaced_ns=times,
+)
+def test_an_order_keeps_its_place_in_a_chain(
+    order: VenueOrder, replaces: str, replaced_by: str, replaced_ns: int
+) -> None:
+    fields = {name: getattr(order, name) for name in order.__struct_fields__}
+    chained = ChainedOrder(
+        **fields, replaces=replaces, replaced_by=replaced_by, replaced_ns=replaced_ns if replaced_by else None
+    )
+    body = json.loads(json.dumps(encode_order(chained)))
+    assert (body["replaces"], body["replaced_by"]) == (replaces or None, replaced_by or None)
+    assert parse_order(body) == (chained if replaces or replaced_by else order)
+
+
+def test_a_replacement_names_what_is_to_change_and_null_is_nothing() -> None:
+    body = {
+        "qty": 3,
+        "limit_price": Decimal("10.25"),
+        "stop_price": None,
+        "time_in_force": "day",
+        "client_order_id": "a",
+    }
+    assert parse_replacement(body) == Replacement(
+        qty=Decimal(3), limit_price=Decimal("10.25"), time_in_force=TimeInForce.DAY, client_order_id="a"
+    )
+    assert parse_replacement({"qty": None, "trail": None, "client_order_id": None}) == Replacement()
+
+
+@pytest.mark.parametrize(
+    ("payload", "status", "code"),
+    [
+        ([], 400, 40010000),
+        ({"qty": "much"}, 422, 40010001),
+        ({"limit_price": 0}, 422, 42210000),
+        ({"stop_price": "-1"}, 422, 42210000),
+        ({"trail": "1"}, 422, 42210000),
+        ({"time_in_force": "whenever"}, 422, 40010001),
+        ({"client_order_id": 7}, 422, 40010001),
+    ],
+)
+def test_a_replacement_that_cannot_be_read_is_refused(payload: object, status: int, code: int) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_replacement(payload)
+    assert (caught.value.http_status, caught.value.code) == (status, code)
+
+
+def test_an_account_shows_what_its_owner_switched_off() -> None:
+    account = AccountSnapshot(id="a", account_number="b", cash=Decimal(1), equity=Decimal(1), buying_power=Decimal(1))
+    body = encode_account(account, created_ns=START_NS, suspended=True, shorting_enabled=False)
+    assert (body["trade_suspended_by_user"], body["shorting_enabled"]) == (True, False)

@@ -24,8 +24,11 @@ from dry_work.wire.alpaca_stream import (
     encode_error_item,
     encode_item,
     encode_message,
+    encode_quote_item,
+    encode_rest_row,
     encode_subscription_item,
     encode_success_item,
+    encode_trade_item,
     encode_watermark_item,
     join_items,
     parse_frame,
@@ -222,3 +225,63 @@ def test_a_frame_that_is_no_array_is_refused(frame: bytes | str) -> None:
 def test_a_message_without_action_is_refused(message: bytes | str) -> None:
     with pytest.raises(CodecError):
         parse_message(message)
+
+
+# Trades, quotes, daily bars
+
+
+def test_a_stocks_trade_and_quote_have_alpacas_keys_and_json_times() -> None:
+    trade = encode_trade_item(
+        "AAPL",
+        time_ns=START_NS + 1,
+        price=178.26,
+        size=100.0,
+        trade_id=7,
+        exchange="V",
+        conditions=("@", "I"),
+        tape="C",
+    )
+    quote = encode_quote_item(
+        "AAPL", time_ns=START_NS, bid_price=178.2, bid_size=100.0, ask_price=0.0, ask_size=0.0, bid_exchange="V"
+    )
+    decoded = [json.loads(encode_item(item, StreamCodec.JSON)) for item in (trade, quote)]
+    stamp = "2024-06-11T13:30:00.000000001Z"
+    assert decoded == [
+        {"T": "t", "S": "AAPL", "i": 7, "x": "V", "p": 178.26, "s": 100, "c": ["@", "I"], "z": "C", "t": stamp},
+        {
+            "T": "q",
+            "S": "AAPL",
+            "bx": "V",
+            "bp": 178.2,
+            "bs": 100,
+            "ax": "",
+            "ap": 0.0,
+            "as": 0,
+            "c": [],
+            "z": "",
+            "t": "2024-06-11T13:30:00Z",
+        },
+    ]
+    assert encode_rest_row(trade) == {"t": stamp, "i": 7, "x": "V", "p": 178.26, "s": 100, "c": ["@", "I"], "z": "C"}
+
+
+def test_a_coins_trade_and_quote_have_fractional_sizes_and_no_venue() -> None:
+    trade = encode_trade_item("BTC/USD", time_ns=START_NS, price=6e4, size=1.0, trade_id=1, taker_side="B")
+    quote = encode_quote_item("BTC/USD", time_ns=START_NS, bid_price=1.0, bid_size=0.5, ask_price=2.0, ask_size=1.0)
+    assert list(trade) == ["T", "S", "i", "p", "s", "tks", "t"]
+    assert list(quote) == ["T", "S", "bp", "bs", "ap", "as", "t"]
+    assert isinstance(trade["s"], float)
+
+
+@given(time_ns=st.integers(0, 2**63 - 1))
+def test_times_of_trades_keep_their_nanoseconds_in_messagepack(time_ns: int) -> None:
+    item = encode_trade_item("AAPL", time_ns=time_ns, price=1.0, size=1.0, trade_id=1)
+    decoded = msgpack.unpackb(encode_item(item, StreamCodec.MSGPACK))
+    assert decoded["t"].to_unix_nano() == time_ns
+    assert next(iter(decoded)) == "T"
+
+
+@given(bar=bars)
+def test_a_daily_bar_differs_from_a_bar_by_its_type_alone(bar: Bar) -> None:
+    assert encode_bar_item(bar, "d") == {**encode_bar_item(bar), "T": "d"}
+    assert not {"T", "S", "extra"} & set(encode_rest_row(encode_bar_item(bar)))

@@ -1,0 +1,65 @@
+"""The curl and Python examples of docs/howto/exchange.md do what the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from .howto_blocks import PAGE, read_blocks, run_exchange
+
+DEADLINE_S = 90.0
+
+
+@pytest.mark.skipif(
+    shutil.which("curl") is None or shutil.which("bash") is None, reason="curl and bash are needed, one was not found"
+)
+def test_the_curl_examples_trade() -> None:
+    (block,) = read_blocks("bash")
+    with run_exchange() as (_, environment):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.replace("curl -sS", "echo; curl -sS")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    account, clock, bars, order, listed, canceled = (json.loads(line) for line in done.stdout.split("\n") if line)
+    assert account["cash"] == "100000"
+    assert "is_open" in clock
+    assert set(bars) == {"bars"}
+    assert order["client_order_id"] == "my-first-order"
+    assert [row["id"] for row in listed] == [order["id"]]
+    assert canceled == [{"id": order["id"], "status": 200}]
+
+
+def test_the_python_example_trades() -> None:
+    (block,) = read_blocks("python")
+    with run_exchange() as (_, environment):
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"bar 2024-06-1\d .* \d+", done.stdout)
+    assert "order fill filled" in done.stdout
+    assert "position BTCUSD 0.009975" in done.stdout  # less the fee
+    assert "BTC/USD 2024-06-11 13:00:00+00:00  67000.0" in done.stdout
+
+
+def test_every_option_that_the_page_names_exists() -> None:
+    from dry_work.cli.exchange import command
+
+    known = {name for parameter in command.params for name in parameter.opts}
+    named = set(re.findall(r"`?(--[a-z][a-z-]+)", PAGE.read_text(encoding="utf-8")))
+    assert named <= known
