@@ -14,6 +14,9 @@ from dry_work.errors import ConfigError, DryWorkError, VenueAuthError
 # name: (module, one line for the list of commands)
 COMMANDS = {
     "run": ("dry_work.cli.run", "Trade with a Backtrader strategy, on Alpaca paper or on the local stack."),
+    "new": ("dry_work.cli.new", "Make a folder with a strategy, its settings and a test."),
+    "check": ("dry_work.cli.check", "Tell what a run would miss, and what fixes it."),
+    "publish": ("dry_work.cli.publish", "Publish recorded bars to Pub/Sub."),
     "exchange": ("dry_work.cli.exchange", "Serve the simulated exchange, for any Alpaca program."),
     "hub": ("dry_work.cli.hub", "Share one Alpaca market-data connection over Pub/Sub."),
     "pubsub": ("dry_work.cli.pubsub", "Serve an embedded Pub/Sub for Google's own clients."),
@@ -44,8 +47,14 @@ def cli() -> None:
     """Run an unchanged Backtrader strategy: on a local stack, on Alpaca paper trading, on GKE.
 
     \b
-    Example:
+    Examples:
+      dry-work new my-agent
       dry-work run --symbols symbols.txt --local --speed max
+      dry-work check
+
+    \b
+    Completion for bash, zsh or fish, in the shell's start-up file:
+      eval "$(_DRY_WORK_COMPLETE=bash_source dry-work)"
     """
 
 

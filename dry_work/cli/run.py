@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from dry_work.errors import ConfigError
 
 _DEFAULT_WARMUP = 100
 
 
+def complete_files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a file's name, for options whose value is more than a path."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 @click.command("run")
-@click.option("--symbols", metavar="FILE", help="Symbols to trade, one a line. Default: ./symbols.txt.")
+@click.option(
+    "--symbols", type=click.Path(), metavar="FILE", help="Symbols to trade, one a line. Default: ./symbols.txt."
+)
 @click.option(
     "--agent",
+    shell_complete=complete_files,
     metavar="FILE.py:Class",
     help="The strategy: a file or a module, and its class. Default: the bundled SMA crossover.",
 )
@@ -30,6 +41,7 @@ _DEFAULT_WARMUP = 100
 @click.option(
     "--data",
     multiple=True,
+    shell_complete=complete_files,
     metavar="PATH",
     help="Recorded bars for --local: a file, a folder or a glob. May be repeated. Default: a synthetic day.",
 )
@@ -46,17 +58,26 @@ _DEFAULT_WARMUP = 100
     help=f"Bars of history for each symbol before the start. Default: {_DEFAULT_WARMUP}, 0 with --local.",
 )
 @click.option("--prenext", is_flag=True, default=None, help="Call `next` while some symbols have no bars yet.")
-@click.option("--state-dir", metavar="DIR", help="Where orders journal, lease and heartbeat are. Default: ./.dry-work.")
+@click.option(
+    "--state-dir",
+    type=click.Path(),
+    metavar="DIR",
+    help="Where orders journal, lease and heartbeat are. Default: ./.dry-work.",
+)
 @click.option("--take-over", is_flag=True, help="Take a subscription that another state directory left behind.")
+@click.option("--plain", is_flag=True, help="Print lines instead of the live view that a terminal gets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def command(as_json: bool, **options: Any) -> int:
+def command(as_json: bool, plain: bool, **options: Any) -> int:
     """Trade with a Backtrader strategy on Alpaca paper trading, with market data from Pub/Sub, or on the local stack.
 
     \b
     Examples:
       dry-work run --local
       dry-work run --local --data recordings/ --agent my.py:Cross -p fast=10
+      dry-work run --local --speed 60 --plain
       dry-work run --symbols symbols.txt
+
+    On a terminal a live view shows symbols, positions and the last orders; elsewhere progress lines are printed.
     """
     from dry_work.settings import read_environment, read_toml
 
@@ -67,6 +88,7 @@ def command(as_json: bool, **options: Any) -> int:
 
     from rich.console import Console
 
+    from dry_work.cli.live_view import LiveView, can_draw
     from dry_work.cli.signals import EXIT_DONE, EXIT_FAILED, stop_signals
     from dry_work.engine.result import build_tables
     from dry_work.engine.runner import Runner
@@ -74,16 +96,24 @@ def command(as_json: bool, **options: Any) -> int:
     from dry_work.observability.logging import set_up_logging
 
     set_up_logging()
-    runner = Runner(settings, tell=click.echo)
+    view: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if plain or not can_draw(sys.stdout):
+        runner = Runner(settings, tell=click.echo)
+    else:
+        view = live_view = LiveView(sys.stdout)
+        runner = Runner(settings, tell=live_view.tell, show=live_view.show)
+        live_view.follow(runner.refresh)
     try:
-        with stop_signals(runner.request_stop):
-            result = runner.run()
+        # The view is left last, when no signal can interrupt it any more: the terminal is to be as it was.
+        with view, stop_signals(runner.request_stop):
+            try:
+                result = runner.run()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
     except StrategyError as error:
         traceback.print_exception(error.__cause__ or error)
         click.echo(f"dry-work: {error}", err=True)
         return EXIT_FAILED
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
     if runner.stop_code is not None:
         click.echo("stopped" + ("" if runner.stop_code == EXIT_DONE else " by Ctrl-C"))
     console = Console(soft_wrap=False, highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import signal
 import threading
 import time
@@ -18,14 +19,16 @@ import structlog
 from dry_work.alpaca.assets import check_symbols
 from dry_work.alpaca.simulated import ExchangeControl, is_alpaca
 from dry_work.alpaca.trading import TradingApi
+from dry_work.backoff import Backoff
 from dry_work.broker.journal import Journal
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.clock import Clock, SystemClock
 from dry_work.engine.agents import Agent, load_agent
 from dry_work.engine.live import LiveCerebro
+from dry_work.engine.progress import Progress, ProgressWatch
 from dry_work.engine.result import EquityPoint, RunResult, measure_equity
 from dry_work.engine.state import AgentState
-from dry_work.errors import ConfigError, DryWorkError, StrategyError
+from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.pubsub import PubSubMarketDataFeed
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.market.messages import Slice
@@ -40,6 +43,7 @@ STOP_GRACE_S = 3.0
 # How long the bars of one time wait for those that are missing.
 GRACE_S = 5.0
 LOCK_STEP_GRACE_S = 300.0
+_REGISTER_ATTEMPTS = 10
 
 Tell = Callable[[str], None]
 
@@ -53,19 +57,31 @@ class Runner:
 
     Args:
         settings: what to run.
-        tell: takes progress lines for people.
+        tell: takes lines for people.
+        show: takes a snapshot of the run some times a second, on the thread of `run`; it returns at once. None:
+            progress lines are told instead.
         clock: the machine's.
     """
 
-    def __init__(self, settings: RunSettings, *, tell: Tell, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        *,
+        tell: Tell,
+        show: Callable[[Progress], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._settings = settings
         self._tell = tell
+        self._show = show
+        self._watch: ProgressWatch | None = None
         self._clock = clock or SystemClock()
         self._wakeup = Wakeup()
         self._cerebro: LiveCerebro | None = None
         self._failures: list[BaseException] = []
         self._lock = threading.Lock()
         self._stop_code: int | None = None
+        self._is_running = False  # the engine, and with it user code
         self._equity: list[EquityPoint] = []
         self._next_line = 0.0
 
@@ -82,8 +98,16 @@ class Runner:
         if self._cerebro is not None:
             self._cerebro.runstop()
         self._wakeup.set()
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.05 if again else STOP_GRACE_S)
+        if self._is_running:
+            signal.signal(signal.SIGALRM, _interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.05 if again else STOP_GRACE_S)
+        elif again:
+            raise KeyboardInterrupt  # what is started is stopped on the way out
+
+    def refresh(self) -> None:
+        """Let what has changed be shown soon; from any thread. Wakes nobody when nothing has."""
+        if self._watch is not None and self._watch.is_behind:
+            self._wakeup.set()
 
     def run(self) -> RunResult:
         """Run to the end of the data or to the word to stop.
@@ -135,6 +159,8 @@ class Runner:
             if control is not None and session is not None:
                 stack.callback(self._unregister, control, state.agent_id)
                 cerebro.on_ready = lambda: control.register(state.agent_id, settings.symbols)
+                # What an outage of Pub/Sub swallowed, the simulated exchange sends again.
+                cerebro.on_reconnect = lambda: self._register_again(control, state.agent_id, settings.symbols)
             with _stopping_feeds(cerebro):
                 self._run_cerebro(cerebro)
             return self._build_result(agent, cerebro, broker, source, notes, time.monotonic() - begun)
@@ -224,7 +250,7 @@ class Runner:
             lockstep=lockstep,
             forward_prenext=settings.forward_prenext,
             beat=lambda: state.beat(self._clock),
-            check=lambda: self._raise_failure(broker),
+            check=lambda: self._look_after(broker),
             on_slice=self._after_slice,
             tz=settings.tz,
         )
@@ -249,6 +275,12 @@ class Runner:
                 cerebro.resampledata(feed, name=f"{feed.symbol}@{frame.text}", **resampling(frame))
         cerebro.setbroker(broker)
         cerebro.addstrategy(agent.strategy, **agent.params)
+        if self._show is not None:
+            own_time = not is_alpaca(settings.alpaca_url)
+            self._watch = ProgressWatch(
+                self._show, agent=agent.spec, mode=settings.mode, own_time=own_time, clock=self._clock
+            )
+            self._watch.attach(cerebro, broker, feeds)
         self._cerebro = cerebro
         return cerebro
 
@@ -273,6 +305,7 @@ class Runner:
         if self._stop_code is not None:
             return
         try:
+            self._is_running = True
             cerebro.run()
         except Stuck:
             self._tell("the strategy did not return in time and was interrupted")
@@ -281,12 +314,18 @@ class Runner:
         except Exception as error:
             raise StrategyError(f"the strategy raised {type(error).__name__}: {error}") from error
         finally:
+            self._is_running = False
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._failures.append(error)
         self._wakeup.set()
+
+    def _look_after(self, broker: AlpacaPaperTradingBroker) -> None:
+        self._raise_failure(broker)
+        if self._watch is not None:
+            self._watch.look()
 
     def _raise_failure(self, broker: AlpacaPaperTradingBroker) -> None:
         failure = self._failures[0] if self._failures else broker.failure
@@ -301,12 +340,29 @@ class Runner:
         broker = self._cerebro.broker
         value = broker.getvalue()
         self._equity.append(EquityPoint(piece.end_ns, value))
+        if self._watch is not None:
+            self._watch.note_slice(piece.end_ns)
+            self._watch.look()
+            return
         now = time.monotonic()
         if now >= self._next_line:
             self._next_line = now + 2.0
             at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(piece.end_ns // 1_000_000_000))
             bars = sum(self._cerebro.bars.values())
             self._tell(f"{at} UTC  {bars:,} bars  {broker.order_count} orders  equity {value:,.2f}")
+
+    def _register_again(self, control: ExchangeControl, agent_id: str, symbols: tuple[str, ...]) -> None:
+        backoff = Backoff(random.Random(), initial_s=0.2, cap_s=2.0)
+        for _ in range(_REGISTER_ATTEMPTS):
+            try:
+                control.register(agent_id, symbols, resume=True)
+            except BrokerUnavailableError as error:
+                _log.warning("the exchange is not reached", error=str(error))
+                if self._stop_code is not None:
+                    return
+                time.sleep(backoff.next_wait_s(time.monotonic()))
+            else:
+                return
 
     @staticmethod
     def _unregister(control: ExchangeControl, agent_id: str) -> None:

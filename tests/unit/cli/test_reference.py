@@ -1,0 +1,94 @@
+"""Pages that repeat what the program says of itself are up to date."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dry_work.settings import parse_env_file
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = ROOT / "dry_work"
+_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+
+
+def test_the_page_of_the_command_line_is_what_help_says() -> None:
+    path = ROOT / "docs" / "reference" / "write_cli.py"
+    spec = importlib.util.spec_from_file_location("write_cli", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shown = module.PAGE.read_text(encoding="utf-8")
+    assert shown == module.build_page(), "run `python docs/reference/write_cli.py`"
+
+
+def names_in(node: ast.AST) -> Iterator[str]:
+    for found in ast.walk(node):
+        if isinstance(found, ast.Constant) and isinstance(found.value, str) and _NAME.fullmatch(found.value):
+            yield found.value
+
+
+def variables_of(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of environment variables that a module reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if re.search(r"(read_variable|\.variable|(environ|environment)\.get|os\.getenv)$", called):
+                yield from names_in(ast.Module([ast.Expr(arg) for arg in node.args], []))
+            for keyword in node.keywords:
+                if keyword.arg == "envvar":
+                    yield from names_in(keyword.value)
+        elif isinstance(node, ast.Subscript) and re.search(r"(environ|environment)$", ast.unparse(node.value)):
+            yield from names_in(node.slice)
+        elif isinstance(node, ast.FunctionDef) and node.name == "read_credentials":
+            # Its names stand in tables.
+            yield from (name for item in node.body if isinstance(item, ast.Assign) for name in names_in(item))
+
+
+def test_the_example_of_a_settings_file_names_every_variable_that_is_read_and_no_other() -> None:
+    read: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        read.update(variables_of(ast.parse(path.read_text(encoding="utf-8"))))
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    named = [match[1] for line in lines if (match := re.match(r"(?:# )?([A-Z][A-Z0-9_]+)=", line))]
+    assert {"ALPACA_API_KEY", "PAPER_ALPACA_API_SECRET_KEY", "GOOGLE_CLOUD_PROJECT", "LOG_LEVEL"} <= read
+    assert sorted(named) == sorted(read)
+
+
+def test_the_example_of_a_settings_file_can_be_used_as_it_is_and_holds_no_secret() -> None:
+    text = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert set(parse_env_file(text).values()) == {""}
+    uncommented = re.sub(r"^# (?=[A-Z][A-Z0-9_]+=)", "", text, flags=re.MULTILINE)
+    for name, value in parse_env_file(uncommented).items():
+        if re.search("KEY|SECRET|TOKEN|ACCOUNT", name):
+            assert value == "", name
+
+
+@pytest.mark.parametrize(
+    ("words", "word", "expected"),
+    [
+        ("dry-work p", 1, ["plain,publish", "plain,pubsub"]),
+        ("dry-work run --agent my", 3, ["file,my"]),
+        ("dry-work run --symbols sy", 3, ["file,sy"]),
+        ("dry-work new x --path d", 4, ["dir,d"]),
+        ("dry-work exchange --rules b", 3, ["plain,backtrader"]),
+    ],
+)
+def test_a_shell_completes_commands_files_and_choices(words: str, word: int, expected: list[str]) -> None:
+    environment = {
+        **os.environ, "_DRY_WORK_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(word),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "from dry_work.cli import main; main()"],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == expected, done.stderr
