@@ -79,6 +79,14 @@ def command(as_json: bool, plain: bool, **options: Any) -> int:
 
     On a terminal a live view shows symbols, positions and the last orders; elsewhere progress lines are printed.
     """
+    from dry_work.cli.signals import stop_signals
+
+    # Before there is anything to stop in order, and after it, a signal ends the program with its exit code.
+    with stop_signals(sys.exit):
+        return _trade(options, as_json=as_json, plain=plain)
+
+
+def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool) -> int:
     from dry_work.settings import read_environment, read_toml
 
     folder = Path.cwd()
