@@ -21,7 +21,7 @@ from dry_work.errors import CodecError, ConfigError
 from dry_work.feeds.subscriber import PulledMessage, Subscriber
 from dry_work.feeds.subscriptions import SubscriptionKeeper, build_labels, subscription_id
 from dry_work.market.barrier import BarBarrier, SliceAssembler
-from dry_work.market.messages import Bar, Envelope, News, Slice
+from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice
 from dry_work.market.sequencing import Sequencer, merge_counts
 from dry_work.market.symbols import is_crypto
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
@@ -196,8 +196,9 @@ class PubSubMarketSource:
             item = self._intake.get()
             now_ns = self._now_ns()
             if isinstance(item, Envelope):
-                if self._stale is not None and isinstance(item.message, Bar):
-                    self._stale.note(item.message.symbol, now_ns)
+                if self._stale is not None:
+                    for bar in _bars_of(item):
+                        self._stale.note(bar.symbol, now_ns)
                 self._assembler.push(item, now_ns)
             elif isinstance(item, _Skipped):
                 self._assembler.skip(item.topic, item.epoch, item.seq, now_ns)
@@ -252,8 +253,7 @@ class PubSubMarketSource:
             envelope = parse_message(
                 topic, message.data, message.attributes, recv_ns=recv_ns, length_ns=self._length_ns
             )
-            if isinstance(envelope.message, Bar) and envelope.message.end_ns > recv_ns + _FUTURE_NS:
-                raise CodecError("future timestamp")
+            envelope = self._without_future(topic, message, envelope, recv_ns)
             with self._received_lock:
                 self._received["messages"] += 1
                 self._received["ignored_fields"] += len(envelope.ignored_fields)
@@ -268,6 +268,18 @@ class PubSubMarketSource:
                 item = _Skipped(topic, epoch, seq)
         return item is None or self._intake.put(item, tend)
 
+    def _without_future(self, topic: str, message: PulledMessage, envelope: Envelope, recv_ns: int) -> Envelope:
+        """Leave bars of the future out; what a batch lost is counted here, a single bar is the caller's to count."""
+        future = [bar for bar in _bars_of(envelope) if bar.end_ns > recv_ns + _FUTURE_NS]
+        if not isinstance(envelope.message, BarBatch):
+            if future:
+                raise CodecError("future timestamp")
+            return envelope
+        for reason in [*envelope.message.dropped, *["future timestamp"] * len(future)]:
+            self._note_dropped(topic, message, reason, messages=0)
+        kept = tuple(bar for bar in envelope.message.bars if bar.end_ns <= recv_ns + _FUTURE_NS)
+        return msgspec.structs.replace(envelope, message=BarBatch(bars=kept))
+
     def _is_redelivered(self, message_id: str) -> bool:
         if message_id in self._message_ids:
             return True
@@ -276,9 +288,9 @@ class PubSubMarketSource:
             self._message_ids.popitem(last=False)
         return False
 
-    def _note_dropped(self, topic: str, message: PulledMessage, reason: str) -> None:
+    def _note_dropped(self, topic: str, message: PulledMessage, reason: str, *, messages: int = 1) -> None:
         with self._received_lock:
-            self._received["messages"] += 1
+            self._received["messages"] += messages
             self._received[f"dropped_{reason.replace(' ', '_').replace('-', '_').lower()}"] += 1
             first = reason not in self._logged_reasons
             self._logged_reasons.add(reason)
@@ -290,6 +302,13 @@ class PubSubMarketSource:
                 message_id=message.message_id,
                 bytes=len(message.data),
             )
+
+
+def _bars_of(envelope: Envelope) -> tuple[Bar, ...]:
+    message = envelope.message
+    if isinstance(message, Bar):
+        return (message,)
+    return message.bars if isinstance(message, BarBatch) else ()
 
 
 class _Intake:

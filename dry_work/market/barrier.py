@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
-from dry_work.market.messages import Bar, Envelope, News, Slice, Watermark
+from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice, Watermark
 from dry_work.market.sequencing import BarPolicy, Sequencer, Verdict, merge_counts
 
 DEFAULT_GRACE_NS = 5 * SECOND_NS
@@ -335,11 +335,17 @@ class SliceAssembler:
         for envelope in envelopes:
             message = envelope.message
             if isinstance(message, Bar):
-                if self.policy.judge(message) is Verdict.DELIVER:
-                    self._barrier.push_bar(envelope.topic, message, now_ns)
-                elif envelope.epoch:  # without a number it may be the same message once more
-                    self._barrier.note_dropped(envelope.topic, message.end_ns)
+                self._pass_bar(envelope, message, now_ns)
+            elif isinstance(message, BarBatch):
+                for bar in message.bars:
+                    self._pass_bar(envelope, bar, now_ns)
             elif isinstance(message, Watermark):
                 self._barrier.push_watermark(envelope.topic, message, now_ns, ordered=bool(envelope.epoch))
             else:
                 self._news.append(message)
+
+    def _pass_bar(self, envelope: Envelope, bar: Bar, now_ns: int) -> None:
+        if self.policy.judge(bar) is Verdict.DELIVER:
+            self._barrier.push_bar(envelope.topic, bar, now_ns)
+        elif envelope.epoch:  # without a number it may be the same message once more
+            self._barrier.note_dropped(envelope.topic, bar.end_ns)

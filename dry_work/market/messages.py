@@ -68,7 +68,14 @@ class Watermark(msgspec.Struct, frozen=True, kw_only=True):
     last: bool = False  # no slice follows
 
 
-MarketMessage = Bar | News | Watermark
+class BarBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """Several bars that came in one message."""
+
+    bars: tuple[Bar, ...]
+    dropped: tuple[str, ...] = ()  # reasons of the entries that cannot be used
+
+
+MarketMessage = Bar | BarBatch | News | Watermark
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

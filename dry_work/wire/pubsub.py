@@ -10,7 +10,7 @@ import json
 import keyword
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ import orjson
 
 from dry_work.clock import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
 from dry_work.errors import CodecError
-from dry_work.market.messages import Bar, Envelope, News, Watermark
+from dry_work.market.messages import Bar, BarBatch, Envelope, News, Watermark
 from dry_work.market.symbols import encode_attribute, is_symbol, parse_attribute
 
 BATCH_ENCODING = "batch"
@@ -175,7 +175,7 @@ def parse_message(
             can be counted by reason.
     """
     if attributes.get("encoding") == BATCH_ENCODING:
-        raise CodecError("batch form", data=data)
+        return _parse_batch(topic, data, attributes, recv_ns=recv_ns, length_ns=length_ns)
     body = _parse_object(data)
     kind = body.get("type")
     if kind is None:
@@ -192,6 +192,37 @@ def parse_message(
         raise CodecError("unknown type", data=data)
     epoch, seq = parse_sequence(attributes)
     return Envelope(topic=topic, message=message, epoch=epoch, seq=seq, ignored_fields=ignored)
+
+
+def encode_batch(bars: Iterable[Bar], *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[str, str]]:
+    """Return payload and attributes of the batch form: an array of bars, for subscriptions without a filter."""
+    payload = b"[" + b",".join(encode_bar(bar)[0] for bar in bars) + b"]"
+    return payload, {**_build_attributes(epoch=epoch, seq=seq), "encoding": BATCH_ENCODING}
+
+
+def _parse_batch(topic: str, data: bytes, attributes: Mapping[str, str], *, recv_ns: int, length_ns: int) -> Envelope:
+    body = _parse_json(data)
+    if not isinstance(body, list):
+        raise CodecError("not a JSON array", data=data)
+    own = {name: value for name, value in attributes.items() if name not in ("symbol", "type")}
+    bars: list[Bar] = []
+    dropped: list[str] = []
+    ignored: list[str] = []
+    for entry in body:
+        try:
+            if not isinstance(entry, dict):
+                raise CodecError("not a JSON object", data=data)
+            if entry.get("type", "bar") != "bar":
+                raise CodecError("unknown type", data=data)
+            bar, names = _parse_bar(data, entry, own, recv_ns=recv_ns, length_ns=length_ns)
+        except CodecError as error:
+            dropped.append(error.reason)
+        else:
+            bars.append(bar)
+            ignored.extend(names)
+    epoch, seq = parse_sequence(attributes)
+    message = BarBatch(bars=tuple(bars), dropped=tuple(dropped))
+    return Envelope(topic=topic, message=message, epoch=epoch, seq=seq, ignored_fields=tuple(ignored))
 
 
 def parse_sequence(attributes: Mapping[str, str]) -> tuple[str, int]:
@@ -215,8 +246,15 @@ def _build_attributes(*, kind: str = "", symbol: str = "", epoch: str, seq: int)
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:
+    body = _parse_json(data)
+    if not isinstance(body, dict):
+        raise CodecError("not a JSON object", data=data)
+    return body
+
+
+def _parse_json(data: bytes) -> Any:
     try:
-        body = orjson.loads(data)
+        return orjson.loads(data)
     except orjson.JSONDecodeError:
         # Python's own json writes NaN, Infinity and numbers of any size: read them, so that the drop has its reason.
         try:
@@ -226,9 +264,7 @@ def _parse_object(data: bytes) -> dict[str, Any]:
             )  # half a surrogate pair can be read, but never be written again
         except (ValueError, RecursionError):
             raise CodecError("not JSON", data=data) from None
-    if not isinstance(body, dict):
-        raise CodecError("not a JSON object", data=data)
-    return body
+        return body
 
 
 def _parse_number(value: object) -> float | None:

@@ -361,7 +361,10 @@ def test_the_same_agent_id_twice_in_one_process_is_refused(market: Market, tmp_p
     first.stop()
 
 
-def test_a_subscription_that_is_taken_over_ends_the_run_with_an_error(market: Market, tmp_path: Path) -> None:
+def test_a_subscription_that_is_taken_over_ends_the_run_with_an_error(
+    market: Market, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dry_work.feeds.subscriptions.GONE_WAIT_S", 3.0)  # so that the other one is first
     run = Run(market, ("A",), agent_id="a1", state_dir=tmp_path).start()
     name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
     market._subscriber.delete_subscription(subscription=name)

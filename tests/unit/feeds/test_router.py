@@ -23,7 +23,7 @@ from dry_work.feeds.subscriptions import OWNER_LABEL, build_labels, describe_own
 from dry_work.market.messages import Bar, Envelope, News, Slice, Watermark
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
-from dry_work.wire.pubsub import encode_bar, encode_news, encode_watermark
+from dry_work.wire.pubsub import encode_bar, encode_batch, encode_news, encode_watermark
 
 PROJECT = "demo"
 START_NS = 1_704_205_800_000_000_000
@@ -186,6 +186,21 @@ def test_subscriptions_are_made_as_agreed_and_deleted_at_the_stop(server: Server
     reader.source.stop()
 
 
+def test_a_batch_is_taken_as_its_bars_and_its_bad_entries_are_counted(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A", "B"), watermarks=True)
+    data, attributes = encode_batch([bar("A", 1), bar("B", 1), bar("A", 1)], epoch="e", seq=0)
+    data = data[:-1] + b',{"symbol":"A","close":-1}]'
+    server.publish("market-data", (data, attributes))
+    end_ns = bar("A", 1).end_ns
+    server.publish("market-data", encode_watermark(Watermark(slice=1, end_ns=end_ns, bars=2), epoch="e", seq=1))
+    assert summary(reader.next_slice()) == ["A@1", "B@1"]
+    counters = reader.source.counters()
+    assert counters["messages"] == 2
+    assert counters["bars"] == 2
+    assert counters["duplicate_bars"] == 1
+    assert counters["dropped_missing_price"] == 1
+
+
 def test_only_the_topics_of_the_symbols_are_subscribed(server: Server, sources: Sources) -> None:
     sources.start(("BTC/USD",))
     assert sorted(server.subscriptions()) == ["agent-a1-crypto-data"]
@@ -238,7 +253,6 @@ def test_bad_duplicate_and_foreign_messages_are_counted_and_the_rest_goes_on(ser
         "dropped_unknown_type": 1,
         "dropped_missing_price": 1,
         "dropped_negative_price": 1,
-        "dropped_batch_form": 1,
         "dropped_future_timestamp": 1,
         "unwanted_bars": 2,
         "ignored_fields": 2,
@@ -339,7 +353,10 @@ def test_an_agent_that_is_taken_over_fails_and_leaves_the_subscription_alone(ser
     assert summary(second.next_slice()) == ["A@1"]
 
 
-def test_a_subscription_that_changes_hands_in_silence_is_noticed(server: Server, sources: Sources) -> None:
+def test_a_subscription_that_changes_hands_in_silence_is_noticed(
+    server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dry_work.feeds.subscriptions.GONE_WAIT_S", 3.0)  # so that the other one is first
     reader = sources.start(("A",), owner_check_s=0.05, watermarks=False)
     name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
     topic = f"projects/{PROJECT}/topics/market-data"

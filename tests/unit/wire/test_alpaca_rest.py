@@ -7,7 +7,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dry_work.errors import CodecError
@@ -366,6 +366,7 @@ def test_an_error_body_of_another_shape_is_its_own_message(body: bytes, expected
 # Chains of replacements
 
 
+@settings(deadline=None)
 @given(
     order=orders,
     replaces=st.just("") | st.uuids().map(str),

@@ -8,7 +8,7 @@ import math
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dry_work.errors import CodecError
@@ -273,6 +273,7 @@ def test_a_coins_trade_and_quote_have_fractional_sizes_and_no_venue() -> None:
     assert isinstance(trade["s"], float)
 
 
+@settings(deadline=None)
 @given(time_ns=st.integers(0, 2**63 - 1))
 def test_times_of_trades_keep_their_nanoseconds_in_messagepack(time_ns: int) -> None:
     item = encode_trade_item("AAPL", time_ns=time_ns, price=1.0, size=1.0, trade_id=1)
@@ -281,6 +282,7 @@ def test_times_of_trades_keep_their_nanoseconds_in_messagepack(time_ns: int) -> 
     assert next(iter(decoded)) == "T"
 
 
+@settings(deadline=None)
 @given(bar=bars)
 def test_a_daily_bar_differs_from_a_bar_by_its_type_alone(bar: Bar) -> None:
     assert encode_bar_item(bar, "d") == {**encode_bar_item(bar), "T": "d"}

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from dry_work.clock import MINUTE_NS
 from dry_work.errors import CodecError
-from dry_work.market.messages import Bar, Envelope, News, Watermark
+from dry_work.market.messages import Bar, BarBatch, Envelope, News, Watermark
 from dry_work.wire.pubsub import (
     RESERVED_NAMES,
     encode_bar,
+    encode_batch,
     encode_news,
     encode_time,
     encode_watermark,
@@ -166,7 +167,8 @@ def test_any_bytes_and_attributes_give_an_envelope_or_a_codec_error(data: bytes,
 
 
 REASONS = {
-    "batch form", "not JSON", "not a JSON object", "unknown type", "missing symbol", "bad symbol", "missing price",
+    "not a JSON array", "not JSON", "not a JSON object", "unknown type", "missing symbol", "bad symbol",
+    "missing price",
     "non-numeric price", "non-finite price", "negative price", "zero price", "bad volume", "bad revision",
     "bad timestamp", "bad watermark", "bad news",
 }  # fmt: skip
@@ -224,7 +226,8 @@ def test_a_revision_that_is_no_count_is_refused(revision: object) -> None:
         (b"[" * 100_000 + b"NaN", {}, "not JSON"),
         (b'{"type":"news","headline":"\\ud800"}', {}, "not JSON"),
         (b"[]", {}, "not a JSON object"),
-        (b"[]", {"encoding": "batch"}, "batch form"),
+        (b"{}", {"encoding": "batch"}, "not a JSON array"),
+        (b"{", {"encoding": "batch"}, "not JSON"),
         (b'{"type":"quote"}', {}, "unknown type"),
         (b"{}", {"type": "quote"}, "unknown type"),
         (b'{"type":7}', {}, "unknown type"),
@@ -435,3 +438,26 @@ def test_news_needs_a_headline_and_a_list_of_symbols() -> None:
     )
     assert reason({"type": "news", "symbols": ["AAPL"]}) == "bad news"
     assert reason({"type": "news", "headline": "h", "symbols": "AAPL"}) == "bad news"
+
+
+def test_a_batch_comes_back_as_its_bars() -> None:
+    bars = [
+        Bar(symbol="AAPL", ts_event_ns=60_000_000_000, open=1.0, high=2.0, low=0.5, close=1.5, volume=3.0),
+        Bar(symbol="BTC/USD", ts_event_ns=0, open=9.0, high=9.0, low=9.0, close=9.0, volume=0.5, extra={"rsi": 50.0}),
+    ]
+    data, attributes = encode_batch(bars, epoch="e", seq=7)
+    assert attributes == {"encoding": "batch", "epoch": "e", "seq": "7"}
+    envelope = parse_message("t", data, attributes, recv_ns=0)
+    assert (envelope.epoch, envelope.seq) == ("e", 7)
+    assert isinstance(envelope.message, BarBatch)
+    assert [encode_bar(bar) for bar in envelope.message.bars] == [encode_bar(bar) for bar in bars]
+    assert envelope.message.dropped == ()
+
+
+def test_an_entry_of_a_batch_that_cannot_be_used_leaves_the_others() -> None:
+    good = encode_bar(Bar(symbol="A", ts_event_ns=0, open=1.0, high=1.0, low=1.0, close=1.0, volume=1.0))[0]
+    data = b"[7," + good + b',{"symbol":"A"},{"type":"news"},' + good.replace(b'"A"', b'"??"') + b"]"
+    message = parse_message("t", data, {"encoding": "batch", "symbol": "B"}, recv_ns=0).message
+    assert isinstance(message, BarBatch)
+    assert [bar.symbol for bar in message.bars] == ["A"]
+    assert message.dropped == ("not a JSON object", "missing price", "unknown type", "bad symbol")
