@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,10 +141,11 @@ def command(
     from dry_work.exchange.data_sockets import StreamLimits
     from dry_work.exchange.server import ExchangeServer
     from dry_work.observability.logging import set_up_logging
+    from dry_work.settings import parse_cash, parse_speed
 
     set_up_logging()
-    data_speed = _parse_speed(speed)
-    amount = _parse_cash(cash)
+    data_speed = parse_speed(speed)
+    amount = parse_cash(cash)
     secrets = _parse_keys(keys)
     if stale_s and connections is None:
         raise ConfigError("--stale-session has no effect without --connections: give both, or neither")
@@ -228,28 +228,6 @@ def _open_recording(data: tuple[str, ...], symbols_file: Path | None) -> tuple[R
         default = Path("symbols.txt")
         symbols = read_symbols(default) if default.exists() else list(_DEFAULT_SYMBOLS)
     return synthetic_day(symbols), TickRecording({})
-
-
-def _parse_speed(text: str) -> float | None:
-    if text.lower() == "max":
-        return None
-    try:
-        speed = float(text)
-    except ValueError:
-        speed = 0.0
-    if not 0 < speed < float("inf"):
-        raise ConfigError(f"--speed {text} is not usable: expected a number above 0, or max")
-    return speed
-
-
-def _parse_cash(text: str) -> Decimal:
-    try:
-        cash = Decimal(text)
-    except InvalidOperation:
-        cash = Decimal(0)
-    if not cash.is_finite() or cash <= 0:
-        raise ConfigError(f"--cash {text} is not usable: expected an amount above 0")
-    return cash
 
 
 def _parse_keys(texts: tuple[str, ...]) -> dict[str, str] | None:

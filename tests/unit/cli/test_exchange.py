@@ -124,9 +124,9 @@ def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launc
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--speed", "fast"), "--speed fast is not usable: expected a number above 0, or max"),
-        (("--speed", "nan"), "--speed nan is not usable"),
-        (("--cash", "none"), "--cash none is not usable: expected an amount above 0"),
+        (("--speed", "fast"), "--speed 'fast': expected a number above 0"),
+        (("--speed", "nan"), "--speed 'nan': expected a number above 0"),
+        (("--cash", "none"), "--cash 'none': expected an amount above 0"),
         (("--key", "topsecret"), "a --key is not usable: expected ID:SECRET"),
         (("--data", "missing.csv"), "missing.csv"),
         (("--symbols", "missing.txt"), "missing.txt: no such symbols file"),
