@@ -14,9 +14,9 @@ from typing import Any
 import backtrader as bt
 import msgspec
 
-from benchmarks.market import make_bar, make_queue_feeds, name_symbols
+from benchmarks.market import make_bar, make_queue_feeds, name_symbols, slice_of
 from benchmarks.table import Row, median, percentile
-from dry_work.engine.live import LiveCerebro, slice_of
+from dry_work.engine.live import LiveCerebro
 from dry_work.feeds.base import LiveFeed
 from dry_work.market.messages import Slice
 from dry_work.ports import SourceEvent

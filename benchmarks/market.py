@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import backtrader as bt
 
 from dry_work.clock import MINUTE_NS
 from dry_work.feeds.base import line_time
-from dry_work.market.messages import Bar
+from dry_work.market.messages import Bar, Slice
 
 START_NS = 1_704_205_800_000_000_000  # 2024-01-02T14:30Z
 
@@ -33,6 +33,12 @@ def make_bar(symbol: str, minute: int) -> Bar:
         close=price + 0.5,
         volume=1000.0,
     )
+
+
+def slice_of(bars: Iterable[Bar]) -> Slice:
+    """Return a slice of bars that end at the same time."""
+    found = tuple(bars)
+    return Slice(end_ns=found[0].end_ns, bars=found)
 
 
 class QueueFeed(bt.DataBase):

@@ -371,9 +371,3 @@ def _nextstart_once(strat: Any) -> Callable[[], None]:
 
 def _is_resampled(data: Any) -> bool:
     return bool(data.resampling and not data.replaying)
-
-
-def slice_of(bars: Iterable[Bar], *, number: int | None = None, last: bool = False) -> Slice:
-    """Return a slice of bars that end at the same time."""
-    found = tuple(bars)
-    return Slice(end_ns=max(bar.end_ns for bar in found), bars=found, number=number, last=last)

@@ -6,7 +6,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -115,13 +114,6 @@ def measure_equity(start: float, points: Sequence[EquityPoint]) -> EquityFigures
     return EquityFigures(
         start=start, end=end, total_return=end / start - 1 if start else 0.0, max_drawdown=deepest, sharpe=sharpe
     )
-
-
-def format_time(time_ns: int) -> str:
-    """Return a time as ISO 8601 UTC, with a fraction only when it has one."""
-    seconds, rest = divmod(time_ns, 1_000_000_000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}Z" if rest == 0 else f"{text}.{rest:09d}".rstrip("0") + "Z"
 
 
 def build_tables(result: RunResult, *, shown_fills: int = 8) -> list[Table | str]:

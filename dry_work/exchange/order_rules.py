@@ -33,7 +33,6 @@ INSUFFICIENT_BUYING_POWER = "insufficient buying power"
 OFFERED_TYPES = frozenset({OrderType.MARKET, OrderType.LIMIT, OrderType.STOP, OrderType.STOP_LIMIT})
 OFFERED_TIMES = frozenset({TimeInForce.DAY, TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK})
 IMMEDIATE = frozenset({TimeInForce.IOC, TimeInForce.FOK})  # rule set `alpaca` only
-OFFERED_CLASSES = frozenset({"", "simple"})
 
 # Price fields by type: needed ones are given, the others are not.
 _NEEDS_LIMIT = frozenset({OrderType.LIMIT, OrderType.STOP_LIMIT})
@@ -204,14 +203,6 @@ def check_backtrader_request(request: OrderRequest) -> None:
 def check_alpaca_request(request: OrderRequest) -> None:
     """Refuse what Alpaca's rules for the asset class forbid, whatever the account holds."""
     _check(request, _ALPACA_CRYPTO_RULES if is_crypto(request.symbol) else _ALPACA_STOCK_RULES)
-
-
-def check_order_class(order_class: str) -> None:
-    """Refuse bracket, oco, oto and mleg orders, which this version does not have."""
-    if order_class not in OFFERED_CLASSES:
-        raise RefusedError(
-            422, CODE_ORDER, f"order_class {order_class} is not offered by this exchange: expected simple"
-        )
 
 
 def check_alpaca_cost(request: OrderRequest, qty: Decimal, cost: Decimal) -> None:

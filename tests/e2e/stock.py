@@ -6,9 +6,9 @@ from typing import Any
 
 import backtrader as bt
 
-from dry_work.engine.result import format_time
 from dry_work.feeds.base import line_time_ns
 from dry_work.feeds.recorded import Recording
+from dry_work.wire.pubsub import encode_time
 from tests.unit.engine.sources import RecordedBars
 
 
@@ -38,7 +38,7 @@ class Fills(bt.Analyzer):
         for bit in order.executed.iterpending():
             self.rows.append(
                 {
-                    "time": format_time(line_time_ns(bit.dt)),
+                    "time": encode_time(line_time_ns(bit.dt)),
                     "symbol": order.data._name,
                     "side": "buy" if bit.size > 0 else "sell",
                     "qty": abs(bit.size),

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from dry_work.engine.result import EquityPoint, RunResult, build_tables, format_time, measure_equity
+from dry_work.engine.result import EquityPoint, RunResult, build_tables, measure_equity
 
 DAY_NS = 86_400_000_000_000
 
@@ -39,18 +39,6 @@ def test_sharpe_is_not_defined_without_variation() -> None:
 def test_a_run_without_bars_has_the_equity_it_began_with() -> None:
     figures = measure_equity(100.0, [])
     assert (figures.end, figures.total_return, figures.max_drawdown) == (100.0, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("time_ns", "expected"),
-    [
-        (1_381_152_660_000_000_000, "2013-10-07T13:31:00Z"),
-        (1_381_152_660_500_000_000, "2013-10-07T13:31:00.5Z"),
-        (1_381_152_660_000_000_001, "2013-10-07T13:31:00.000000001Z"),
-    ],
-)
-def test_times_are_iso_utc(time_ns: int, expected: str) -> None:
-    assert format_time(time_ns) == expected
 
 
 def make_result(**changes: object) -> RunResult:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
-from dry_work.exchange.order_rules import check_order_class, encode_decimal
+from dry_work.exchange.order_rules import encode_decimal
 from dry_work.exchange.venue import RefusedError
 from dry_work.market.calendar import SessionCalendar
 from dry_work.orders.model import OrderType, Side, TimeInForce
@@ -283,18 +283,6 @@ def test_a_client_order_id_is_used_once_but_a_refused_one_stays_free(desk: Desk)
     desk.news()
     assert desk.order(order).status == "filled"
     assert answer(desk.refused(BUY, "1", client_order_id="mine")) == (422, 40010001, "client_order_id must be unique")
-
-
-@pytest.mark.parametrize("order_class", ["bracket", "oco", "oto", "mleg"])
-def test_order_classes_are_refused_by_name(order_class: str) -> None:
-    with pytest.raises(RefusedError, match=f"order_class {order_class} is not offered") as caught:
-        check_order_class(order_class)
-    assert caught.value.http_status == 422
-
-
-@pytest.mark.parametrize("order_class", ["", "simple"])
-def test_simple_orders_pass(order_class: str) -> None:
-    check_order_class(order_class)
 
 
 # Funds

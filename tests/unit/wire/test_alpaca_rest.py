@@ -324,6 +324,9 @@ def test_a_number_where_alpaca_sends_a_text_is_read_too() -> None:
         (make_body(type="stop", limit_price="5", stop_price="5"), 422, 42210000, "stop orders require no limit_price"),
         (make_body(type="trailing_stop"), 422, 42210000, "trailing_stop orders are not supported"),
         (make_body(order_class="bracket"), 422, 42210000, "order class bracket is not supported"),
+        (make_body(order_class="oco"), 422, 42210000, "order class oco is not supported"),
+        (make_body(order_class="oto"), 422, 42210000, "order class oto is not supported"),
+        (make_body(order_class="mleg"), 422, 42210000, "order class mleg is not supported"),
         (make_body(extended_hours="yes"), 422, 40010001, "extended_hours must be true or false"),
     ],
 )
