@@ -1,13 +1,17 @@
-"""What holds for every test: no test inherits the logging of another. And the table of Pub/Sub's capabilities."""
+"""What tests share: logging of their own, recordings, a clean environment. And the table of Pub/Sub's capabilities."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +22,32 @@ def isolated_logging() -> Iterator[None]:
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def recordings_folder() -> Path | None:
+    """Return where the shared market-data recordings are, if they are here."""
+    folder = Path(os.environ.get("DRY_WORK_DATA_DIR") or ROOT.parent / "shared" / "data")
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    folder = recordings_folder()
+    if folder is None:
+        pytest.skip("no recordings: set DRY_WORK_DATA_DIR to a folder with bars-*.parquet")
+    return folder
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No credentials, emulators or agent ids of this machine, and an empty folder to work in."""
+    for name in list(os.environ):
+        if name.startswith(
+            ("ALPACA", "GOOGLE_CLOUD", "PUBSUB", "AGENT_ID", "PAPER_", "HUB_", "MARKET_DATA", "CRYPTO_")
+        ):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

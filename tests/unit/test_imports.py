@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "dry_work"
 
 # A layer imports itself and what stands before it.
 LAYERS = (
-    {"errors", "clock", "wakeup", "backoff", "addresses"},
+    {"errors", "clock", "wakeup", "backoff", "addresses", "storage"},
     {"market", "orders"},
     {"ports", "settings"},
     {"wire", "observability"},
@@ -28,7 +28,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OWNERS = {
     "backtrader": {"feeds", "broker", "engine", "backtest"},
     "alpaca": {"alpaca", "broker"},
-    "google": {"feeds", "hub", "embedded"},
+    "google": {"feeds", "hub", "embedded", "storage", "recording"},
     "grpc": {"feeds", "hub", "embedded"},
     "aiohttp": {"exchange"},
     "websockets": {"alpaca", "hub"},

@@ -1,0 +1,1 @@
+"""Backtests on recorded feeds."""
