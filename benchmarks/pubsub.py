@@ -25,7 +25,7 @@ from benchmarks.table import Row, median
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.market.messages import Slice, Watermark
 from dry_work.wakeup import Wakeup
-from dry_work.wire.pubsub import encode_bar, encode_watermark
+from dry_work.wire.pubsub import encode_bar, encode_batch, encode_watermark
 
 PROJECT = "benchmarks"
 LIMIT_S = 120.0
@@ -115,7 +115,7 @@ def measure_messages(target: str, count: int, publish: Publish) -> Figures:
         clients.close()
 
 
-def measure_bars(target: str, minutes: int, symbol_count: int) -> Figures:
+def measure_bars(target: str, minutes: int, symbol_count: int, *, batch: bool = False) -> Figures:
     """Return bars a second into slices of a market source: from the first publish to the last slice taken."""
     symbols = name_symbols(symbol_count)
     clients = Clients(target)
@@ -142,8 +142,11 @@ def measure_bars(target: str, minutes: int, symbol_count: int) -> Figures:
 
         for minute in range(minutes):
             bars = [make_bar(symbol, minute) for symbol in symbols]
-            for bar in bars:
-                add(encode_bar(bar, epoch="e", seq=len(messages) + 1))
+            if batch:
+                add(encode_batch(bars, epoch="e", seq=len(messages) + 1))
+            else:
+                for bar in bars:
+                    add(encode_bar(bar, epoch="e", seq=len(messages) + 1))
             mark = Watermark(slice=minute + 1, end_ns=bars[0].end_ns, bars=len(bars), last=minute == minutes - 1)
             add(encode_watermark(mark, epoch="e", seq=len(messages) + 1))
         begun, cpu = time.perf_counter(), time.process_time()
@@ -177,6 +180,10 @@ def measure(*, tiny: bool) -> list[Row]:
             lambda target: measure_messages(target, count, publish_in_calls),
         ),
         "bars into slices, one to a message": ("", lambda target: measure_bars(target, minutes, 100)),
+        "bars into slices, batches of 100": (
+            "100 k/s",
+            lambda target: measure_bars(target, 10 * minutes, 100, batch=True),
+        ),
     }
     ours: dict[str, list[Figures]] = {name: [] for name in measures}
     googles: dict[str, list[Figures]] = {name: [] for name in measures}

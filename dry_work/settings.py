@@ -132,6 +132,20 @@ def parse_cash(text: str) -> Decimal:
     return cash
 
 
+def parse_switch(text: str, *, name: str) -> bool:
+    """Return whether a switch is on; empty is off.
+
+    Raises:
+        ConfigError: when it is neither on nor off.
+    """
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("", "0", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{name}={text!r}: expected true or false")
+
+
 def parse_zone(text: str) -> str:
     """Return the name of a time zone.
 

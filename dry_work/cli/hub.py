@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 @click.option("--pubsub-endpoint", metavar="HOST:PORT", help="A Pub/Sub emulator.  [PUBSUB_EMULATOR_HOST]")
 @click.option("--market-topic", metavar="ID", help="Topic of stocks.  [MARKET_DATA_TOPIC, PUBSUB_TOPIC_NAME]")
 @click.option("--crypto-topic", metavar="ID", help="Topic of crypto pairs.  [CRYPTO_DATA_TOPIC]")
+@click.option(
+    "--batch/--no-batch", default=None, help="Publish bars that came together in one message. Off.  [HUB_BATCH]"
+)
 def command(
     *,
     symbols: str | None,
@@ -32,6 +35,7 @@ def command(
     pubsub_endpoint: str | None,
     market_topic: str | None,
     crypto_topic: str | None,
+    batch: bool | None,
 ) -> None:
     """Share one Alpaca market-data connection over Pub/Sub.
 
@@ -60,6 +64,7 @@ def command(
         pubsub_endpoint=pubsub_endpoint,
         market_topic=market_topic,
         crypto_topic=crypto_topic,
+        batch=batch,
     )
     set_up_logging(environment.get("LOG_LEVEL") or "info")
     structlog.get_logger(__name__).info("configuration", **settings.masked())
@@ -74,6 +79,7 @@ def command(
             market_topic=settings.market_topic,
             crypto_topic=settings.crypto_topic,
             stock_feed=settings.feed,
+            batch=settings.batch,
             on_feed=_report_feed,
             on_failure=waiter.fail,
         )
@@ -104,7 +110,7 @@ def _report_end(status: HubStatus) -> None:
     for topic in status.topics:
         if topic.published or topic.dropped or topic.failures:
             click.echo(
-                f"hub: {topic.topic}: {_count(topic.published, 'message')} published in "
+                f"hub: {topic.topic}: {topic.published} bars and watermarks published in "
                 f"{_count(topic.requests, 'request')}, {topic.failures} failed"
             )
     click.echo(f"hub: received {status.received}, published {status.published}, dropped {status.dropped}")

@@ -46,6 +46,9 @@ _REACH_S = 15.0
 @click.option("--pubsub-endpoint", metavar="HOST:PORT", help="A Pub/Sub emulator.  [PUBSUB_EMULATOR_HOST]")
 @click.option("--market-topic", metavar="ID", help="Topic of stocks.  [MARKET_DATA_TOPIC, PUBSUB_TOPIC_NAME]")
 @click.option("--crypto-topic", metavar="ID", help="Topic of crypto pairs.  [CRYPTO_DATA_TOPIC]")
+@click.option(
+    "--batch", is_flag=True, help="Publish the bars of a minute in one message, for readers without a filter."
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -57,6 +60,7 @@ def command(
     pubsub_endpoint: str | None,
     market_topic: str | None,
     crypto_topic: str | None,
+    batch: bool,
 ) -> None:
     """Publish recorded bars to Pub/Sub, as the hub publishes live ones: numbered, with a watermark after each minute.
 
@@ -92,7 +96,7 @@ def command(
     begun_s = time.monotonic()
     with StopWaiter() as waiter:
         endpoint = pubsub_endpoint or read_variable(environment, "PUBSUB_EMULATOR_HOST") or None
-        sink = _open_sink(project, topics, endpoint, waiter)
+        sink = _open_sink(project, topics, endpoint, waiter, batch=batch)
         try:
             bars = sum(map(recording.count, recording.symbols))
             names = ", ".join(dict.fromkeys(topics.values()))
@@ -160,10 +164,12 @@ def describe_topic(status: TopicStatus) -> str:
     """Return what became of one topic's messages."""
     failed = f", {status.failures} failed and sent again" if status.failures else ""
     dropped = f", {status.dropped:,} not published" if status.dropped else ""
-    return f"{status.topic}: {status.published:,} messages in {status.requests:,} requests{failed}{dropped}"
+    return f"{status.topic}: {status.published:,} bars and watermarks in {status.requests:,} requests{failed}{dropped}"
 
 
-def _open_sink(project: str, topics: Mapping[str, str], endpoint: str | None, waiter: StopWaiter) -> PubSubSink:
+def _open_sink(
+    project: str, topics: Mapping[str, str], endpoint: str | None, waiter: StopWaiter, *, batch: bool
+) -> PubSubSink:
     import random
 
     from dry_work.clock import SystemClock
@@ -177,6 +183,7 @@ def _open_sink(project: str, topics: Mapping[str, str], endpoint: str | None, wa
         epoch=f"{clock.time_ns():x}-{rng.getrandbits(32):08x}",
         rng=rng,
         clock=clock,
+        batch=batch,
         on_failure=waiter.fail,
     )
     if not sink.start(_REACH_S):
@@ -230,5 +237,5 @@ class _Publisher:
             statuses = self._sink.status()
             trouble = "".join(f"; {status.topic}: {status.error}" for status in statuses if status.error)
             published = sum(status.published for status in statuses)
-            click.echo(f"slice {number:,} of {self._total:,}, {published:,} messages published{trouble}")
+            click.echo(f"slice {number:,} of {self._total:,}, {published:,} bars and watermarks published{trouble}")
         return self._waiter.wait(min(timeout_s, _PROGRESS_S))

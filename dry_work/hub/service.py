@@ -85,7 +85,8 @@ class HubService:
         clock: receive stamps and the epoch; its monotonic time measures silence and health.
         epoch: goes with every message; None: one of its own, from `clock` and `rng`.
         timing: times of the upstream connections.
-        capacity: messages of one topic that may wait for Pub/Sub before upstream is held back.
+        batch: publish the bars that came together in one message, in the batch form.
+        capacity: bars and watermarks of one topic that may wait for Pub/Sub before upstream is held back.
         on_feed: called from the hub's thread after every change of a feed's state; it returns quickly.
         on_failure: called once when a thread of the hub dies.
     """
@@ -107,6 +108,7 @@ class HubService:
         clock: Clock | None = None,
         epoch: str | None = None,
         timing: UpstreamTiming | None = None,
+        batch: bool = False,
         capacity: int = CAPACITY_MESSAGES,
         on_feed: Callable[[FeedStatus], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
@@ -133,6 +135,7 @@ class HubService:
             epoch=self.epoch,
             rng=rng,
             clock=clock,
+            batch=batch,
             capacity=capacity,
             on_room=self._announce_room,
             on_failure=self._fail,

@@ -13,7 +13,7 @@ import msgspec
 from dry_work.errors import ConfigError
 from dry_work.hub.core import STOCK_FEEDS, build_feeds, split_symbols
 from dry_work.market.symbols import parse_symbols, read_symbols
-from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC, read_credentials, read_variable
+from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC, parse_switch, read_credentials, read_variable
 
 SINKS = ("pubsub", "nats", "redis", "websocket", "grpc")
 OFFERED_SINKS = ("pubsub",)
@@ -39,6 +39,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     market_topic: str = MARKET_TOPIC
     crypto_topic: str = CRYPTO_TOPIC
     sinks: tuple[str, ...] = OFFERED_SINKS
+    batch: bool = False  # several bars in a Pub/Sub message
 
     def masked(self) -> dict[str, Any]:
         """Return the settings by name, credentials masked."""
@@ -63,6 +64,7 @@ def build_settings(
     pubsub_endpoint: str | None = None,
     market_topic: str | None = None,
     crypto_topic: str | None = None,
+    batch: bool | None = None,
 ) -> HubSettings:
     """Return the settings: an option that is given wins over its environment variable; empty counts as not given.
 
@@ -93,6 +95,7 @@ def build_settings(
         pubsub_endpoint=_parse_endpoint(pubsub_endpoint or read_variable(environment, "PUBSUB_EMULATOR_HOST")),
         market_topic=_check_topic(market, "MARKET_DATA_TOPIC"),
         crypto_topic=_check_topic(crypto, "CRYPTO_DATA_TOPIC"),
+        batch=parse_switch(read_variable(environment, "HUB_BATCH"), name="HUB_BATCH") if batch is None else batch,
     )
     build_feeds(stock_feed=stock_feed, market_topic=market, crypto_topic=crypto)
     split_symbols(settings.symbols)

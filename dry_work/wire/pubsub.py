@@ -12,13 +12,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 import orjson
 
 from dry_work.clock import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
 from dry_work.errors import CodecError
-from dry_work.market.messages import Bar, BarBatch, Envelope, News, Watermark
+from dry_work.market.messages import NO_EXTRA, Bar, BarBatch, Envelope, News, Watermark
 from dry_work.market.symbols import encode_attribute, is_symbol, parse_attribute
 
 BATCH_ENCODING = "batch"
@@ -176,6 +178,11 @@ def parse_message(
     """
     if attributes.get("encoding") == BATCH_ENCODING:
         return _parse_batch(topic, data, attributes, recv_ns=recv_ns, length_ns=length_ns)
+    if attributes.get("type", "bar") == "bar":
+        bar = _read_plain(data, attributes.get("symbol", ""), recv_ns=recv_ns, length_ns=length_ns)
+        if bar is not None:
+            epoch, seq = parse_sequence(attributes)
+            return Envelope(topic=topic, message=bar, epoch=epoch, seq=seq)
     body = _parse_object(data)
     kind = body.get("type")
     if kind is None:
@@ -200,7 +207,104 @@ def encode_batch(bars: Iterable[Bar], *, epoch: str = "", seq: int = 0) -> tuple
     return payload, {**_build_attributes(epoch=epoch, seq=seq), "encoding": BATCH_ENCODING}
 
 
+class _PlainBar(msgspec.Struct, forbid_unknown_fields=True):
+    """A bar as `encode_bar` writes it, without extra fields: what a decoder in C can check by itself."""
+
+    symbol: str
+    timestamp: str
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    type: str = "bar"
+    vwap: float | None = None
+    trade_count: float | None = None
+    source: str = ""
+    revision: int = 0
+
+
+_plain_bar = msgspec.json.Decoder(_PlainBar)
+_plain_bars = msgspec.json.Decoder(list[_PlainBar])
+
+
+def _read_plain(data: bytes, symbol: str, *, recv_ns: int, length_ns: int) -> Bar | None:
+    """Return a bar of the usual form; None when the body is any other, which `_parse_bar` then reads or refuses."""
+    try:
+        body = _plain_bar.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return _build_plain(body, symbol or body.symbol, recv_ns=recv_ns, length_ns=length_ns)
+
+
+def _read_plain_batch(data: bytes, *, recv_ns: int, length_ns: int) -> tuple[Bar, ...] | None:
+    try:
+        bodies = _plain_bars.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    bars: list[Bar] = []
+    for body in bodies:
+        bar = _build_plain(body, body.symbol, recv_ns=recv_ns, length_ns=length_ns)
+        if bar is None:
+            return None
+        bars.append(bar)
+    return tuple(bars)
+
+
+def _build_plain(body: _PlainBar, symbol: str, *, recv_ns: int, length_ns: int) -> Bar | None:
+    canonical, start_ns = _known_symbol(symbol), _known_time(body.timestamp)
+    volume, revision, vwap, trade_count = body.volume, body.revision, body.vwap, body.trade_count
+    if (
+        not canonical
+        or start_ns < 0
+        or body.type != "bar"
+        or not (body.open > 0 and body.high > 0 and body.low > 0 and body.close > 0)
+        or body.open + body.high + body.low + body.close + volume == math.inf
+        or volume < 0
+        or not 0 <= revision < _TIME_LIMIT_NS
+        or (vwap is not None and not math.isfinite(vwap))
+        or (trade_count is not None and not math.isfinite(trade_count))
+    ):
+        return None
+    return Bar(
+        symbol=canonical,
+        ts_event_ns=start_ns,
+        open=body.open,
+        high=body.high,
+        low=body.low,
+        close=body.close,
+        volume=volume,
+        length_ns=length_ns,
+        trade_count=trade_count,
+        vwap=vwap,
+        revision=revision,
+        source=body.source,
+        extra=NO_EXTRA,
+        ts_recv_ns=recv_ns,
+    )
+
+
+@lru_cache(maxsize=16_384)
+def _known_symbol(text: str) -> str:
+    """Return the canonical form of a symbol, empty when it is none."""
+    symbol = parse_attribute(text)
+    return symbol if is_symbol(symbol) else ""
+
+
+@lru_cache(maxsize=1_024)
+def _known_time(text: str) -> int:
+    """Return the time in nanoseconds, -1 when it is none. All bars of a minute have the same."""
+    try:
+        return parse_time(text)
+    except ValueError:
+        return -1
+
+
 def _parse_batch(topic: str, data: bytes, attributes: Mapping[str, str], *, recv_ns: int, length_ns: int) -> Envelope:
+    plain = _read_plain_batch(data, recv_ns=recv_ns, length_ns=length_ns)
+    if plain is not None:
+        epoch, seq = parse_sequence(attributes)
+        return Envelope(topic=topic, message=BarBatch(bars=plain), epoch=epoch, seq=seq)
     body = _parse_json(data)
     if not isinstance(body, list):
         raise CodecError("not a JSON array", data=data)

@@ -29,7 +29,7 @@ from dry_work.exchange.synthetic import synthetic_day
 from dry_work.feeds.recorded import Recording
 from dry_work.hub.service import HubService
 from dry_work.hub.upstreams.alpaca_data import FeedStatus
-from dry_work.market.messages import Bar, Envelope, Watermark
+from dry_work.market.messages import Bar, BarBatch, Envelope, Watermark
 from dry_work.wire.pubsub import parse_message
 
 PROJECT = "test-project"
@@ -157,14 +157,17 @@ def build_hub(exchange: ExchangeServer, pubsub: EmbeddedPubSub, **settings: Any)
     )
 
 
+def bars_of(envelope: Envelope) -> tuple[Bar, ...]:
+    message = envelope.message
+    if isinstance(message, Bar):
+        return (message,)
+    return message.bars if isinstance(message, BarBatch) else ()
+
+
 def check_everything_arrived(envelopes: list[Envelope], recording: Recording) -> None:
     """The bars are exactly the recording's, each watermark counts its bars, and no number is missing."""
     for symbol in SYMBOLS:
-        found = {
-            e.message.ts_event_ns: e.message
-            for e in envelopes
-            if isinstance(e.message, Bar) and e.message.symbol == symbol
-        }
+        found = {bar.ts_event_ns: bar for e in envelopes for bar in bars_of(e) if bar.symbol == symbol}
         expected = recording.bars(symbol)
         assert sorted(found) == [bar.ts_event_ns for bar in expected]
         for bar in expected:
@@ -184,17 +187,18 @@ def check_everything_arrived(envelopes: list[Envelope], recording: Recording) ->
             by_epoch[envelope.epoch].append(envelope.seq)
         for seqs in by_epoch.values():
             assert sorted(seqs) == list(range(1, len(seqs) + 1))
-        bars = {(e.message.end_ns, e.message.symbol) for e in mine if isinstance(e.message, Bar)}
+        bars = {(bar.end_ns, bar.symbol) for e in mine for bar in bars_of(e)}
         in_slice = Counter(end_ns for end_ns, _ in bars)
         marks = [e.message for e in mine if isinstance(e.message, Watermark)]
         assert {mark.slice for mark in marks} == set(range(1, 26))
         assert [mark.bars for mark in marks] == [in_slice[mark.end_ns] for mark in marks]
 
 
+@pytest.mark.parametrize("batch", [False, True])
 def test_in_lock_step_every_bar_and_watermark_of_the_recording_arrives(
-    exchange: ExchangeServer, pubsub: EmbeddedPubSub, consumer: Consumer, recording: Recording
+    exchange: ExchangeServer, pubsub: EmbeddedPubSub, consumer: Consumer, recording: Recording, batch: bool
 ) -> None:
-    hub = build_hub(exchange, pubsub)
+    hub = build_hub(exchange, pubsub, batch=batch)
     hub.start()
     try:
         consumer.follow()

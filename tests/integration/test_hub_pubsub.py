@@ -18,7 +18,7 @@ from dry_work.clock import MINUTE_NS, SystemClock
 from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.errors import ConfigError
 from dry_work.hub.sinks.pubsub import PubSubSink, TopicStatus
-from dry_work.market.messages import Bar, Envelope, Watermark
+from dry_work.market.messages import Bar, BarBatch, Envelope, Watermark
 from dry_work.wire.pubsub import parse_message
 
 PROJECT = "test-project"
@@ -156,7 +156,9 @@ def bars(count: int, symbol: str = "SPY", start: int = 0) -> list[Bar | Watermar
     ]
 
 
-def build_sink(target: str, *, capacity: int = 1_000, on_room: Callable[[], None] | None = None) -> PubSubSink:
+def build_sink(
+    target: str, *, capacity: int = 1_000, batch: bool = False, on_room: Callable[[], None] | None = None
+) -> PubSubSink:
     return PubSubSink(
         project=PROJECT,
         topics=[TOPIC],
@@ -164,6 +166,7 @@ def build_sink(target: str, *, capacity: int = 1_000, on_room: Callable[[], None
         epoch="e1",
         rng=random.Random(1),
         clock=SystemClock(),
+        batch=batch,
         capacity=capacity,
         on_room=on_room,
     )
@@ -212,6 +215,27 @@ def test_messages_arrive_numbered_with_their_attributes(server: EmbeddedPubSub) 
         reader.close()
         assert sink.stop() == 0
     assert topic_status(sink).published == 3
+
+
+def test_in_the_batch_form_bars_offered_together_are_one_message(server: EmbeddedPubSub) -> None:
+    sink = build_sink(f"127.0.0.1:{server.port}", batch=True)
+    assert sink.start()
+    reader = Reader(f"127.0.0.1:{server.port}", TOPIC)
+    mark = Watermark(slice=1, end_ns=MINUTE_NS, bars=2)
+    try:
+        sink.offer(TOPIC, [*bars(1), *bars(1, "BRK.B"), mark, *bars(1, start=1)])
+        sink.offer(TOPIC, bars(2_500, "IBM"))
+        found = reader.read(6)
+        assert seqs(found) == [1, 2, 3, 4, 5, 6]
+        sizes = [len(e.message.bars) if isinstance(e.message, BarBatch) else e.message for e in found]
+        assert sizes == [2, mark, 1, 1_000, 1_000, 500]
+        by_seq = {int(attributes["seq"]): attributes for attributes in reader.attributes}
+        assert by_seq[1] == {"encoding": "batch", "epoch": "e1", "seq": "1"}
+        assert by_seq[2] == {"type": "watermark", "epoch": "e1", "seq": "2"}
+    finally:
+        reader.close()
+        assert sink.stop() == 0
+    assert topic_status(sink).published == 4 + 2_500
 
 
 def test_a_topic_that_is_there_already_is_used(server: EmbeddedPubSub) -> None:

@@ -101,9 +101,9 @@ def read_slices(source: PubSubMarketSource, wakeup: Wakeup) -> list[Slice]:
     return found
 
 
-@pytest.mark.parametrize("speed", ["max", "36000"])
+@pytest.mark.parametrize("options", [("--speed", "max"), ("--speed", "36000"), ("--batch",)])
 def test_readers_get_the_recording_slice_by_slice(
-    pubsub: EmbeddedPubSub, recording: Recording, publish: Publish, tmp_path: Path, speed: str
+    pubsub: EmbeddedPubSub, recording: Recording, publish: Publish, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     make_topics(publish, tmp_path)
     wakeup = Wakeup()
@@ -113,7 +113,7 @@ def test_readers_get_the_recording_slice_by_slice(
     )  # fmt: skip
     source.start(wakeup)
     try:
-        process = publish("--symbols", ",".join(SYMBOLS), "--speed", speed)
+        process = publish("--symbols", ",".join(SYMBOLS), *options)
         slices = read_slices(source, wakeup)
         out = finish(process, 0)
         counters = source.counters()
@@ -126,8 +126,8 @@ def test_readers_get_the_recording_slice_by_slice(
     bars = sum(map(recording.count, recording.symbols))
     stocks = recording.count("SPY") + recording.count("IBM")
     assert f"publishing {bars:,} bars of 3 symbols to market-data, crypto-data in project demo" in out
-    assert f"market-data: {stocks + len(expected):,} messages in " in out
-    assert f"crypto-data: {recording.count('BTC/USD') + len(expected):,} messages in " in out
+    assert f"market-data: {stocks + len(expected):,} bars and watermarks in " in out
+    assert f"crypto-data: {recording.count('BTC/USD') + len(expected):,} bars and watermarks in " in out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -146,7 +146,7 @@ def test_the_word_to_stop_ends_it_with_a_summary(
 
 def test_other_topics_can_be_named(recording: Recording, publish: Publish) -> None:
     out = finish(publish("--market-topic", "stocks-replayed", "--symbols", "SPY"), 0)
-    assert "stocks-replayed: 180 messages in " in out
+    assert "stocks-replayed: 180 bars and watermarks in " in out
     assert "crypto" not in out
 
 

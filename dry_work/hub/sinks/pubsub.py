@@ -15,7 +15,7 @@ import os
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -34,6 +34,7 @@ from dry_work.market.messages import Bar, Watermark
 from dry_work.wire import pubsub
 
 CAPACITY_MESSAGES = 20_000
+BATCH_BARS = 1_000  # some 150 kB
 REQUEST_MESSAGES = 1_000  # Google's limit of one request
 REQUEST_BYTES = 8_000_000  # Google's limit is 10 MB, attributes and framing included
 REQUEST_TIMEOUT_S = 10.0
@@ -61,13 +62,13 @@ _log = structlog.get_logger(__name__)
 
 
 class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic at one moment, and its counts since the start."""
+    """A topic at one moment, and its counts since the start: bars and watermarks, however many go in a message."""
 
     topic: str
-    published: int = 0  # messages that Pub/Sub has taken
+    published: int = 0  # those that Pub/Sub has taken
     requests: int = 0  # requests that succeeded
-    pending: int = 0  # messages taken from upstream and not published yet
-    dropped: int = 0  # messages given up at stop
+    pending: int = 0  # taken from upstream and not published yet
+    dropped: int = 0  # given up at stop
     failures: int = 0  # requests that failed and were sent again
     error: str = ""  # the last failure; empty once a request has succeeded
 
@@ -80,7 +81,8 @@ class PubSubSink:
         topics: ids of the topics; those missing are created.
         endpoint: host:port of an emulator; None: `PUBSUB_EMULATOR_HOST` when set, otherwise Google.
         epoch: goes with every message, together with its number.
-        capacity: messages of one topic that may wait before `has_room` says no.
+        batch: bars that are offered together go in one message, in the batch form.
+        capacity: bars and watermarks of one topic that may wait before `has_room` says no.
         on_room: called, from a topic's thread, when there is room again after there was none.
         on_failure: called once when a topic's thread dies.
     """
@@ -94,6 +96,7 @@ class PubSubSink:
         epoch: str,
         rng: random.Random,
         clock: Clock,
+        batch: bool = False,
         capacity: int = CAPACITY_MESSAGES,
         on_room: Callable[[], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
@@ -108,6 +111,7 @@ class PubSubSink:
                 epoch=epoch,
                 backoff=Backoff(random.Random(rng.getrandbits(64))),
                 clock=clock,
+                batch=batch,
                 capacity=capacity,
                 on_room=on_room,
                 on_failure=on_failure,
@@ -172,6 +176,7 @@ class _Topic:
         epoch: str,
         backoff: Backoff,
         clock: Clock,
+        batch: bool,
         capacity: int,
         on_room: Callable[[], None] | None,
         on_failure: Callable[[BaseException], None] | None,
@@ -181,14 +186,16 @@ class _Topic:
         self._epoch = epoch
         self._backoff = backoff
         self._clock = clock
+        self._batch = batch
         self._capacity = capacity
         self._on_room = on_room
         self._on_failure = on_failure
         self._client: Any = None
         self._thread: threading.Thread | None = None
         self._condition = threading.Condition()  # guards all below but the counts
-        self._waiting: deque[Any] = deque()
-        self._in_flight = 0
+        self._waiting: deque[tuple[Any, int]] = deque()  # messages, with the bars or watermarks in each
+        self._pending = 0  # bars and watermarks that wait or are on their way
+        self._in_flight = 0  # of them, those on their way
         self._full = False
         self._created = False
         self._refused: ConfigError | None = None
@@ -228,33 +235,54 @@ class _Topic:
             self._condition.notify_all()
 
     def offer(self, messages: Sequence[Bar | Watermark]) -> None:
-        encoded = []
-        for message in messages:
-            self._seq += 1
-            if isinstance(message, Watermark):
-                data, attributes = pubsub.encode_watermark(message, epoch=self._epoch, seq=self._seq)
-            else:
-                data, attributes = pubsub.encode_bar(message, epoch=self._epoch, seq=self._seq)
-            encoded.append(_WrappedMessage(data=data, attributes=attributes))
+        encoded: list[tuple[Any, int]] = []
+        for part in self._cut(messages):
+            data, attributes = self._encode(part)
+            count = len(part) if isinstance(part, list) else 1
+            encoded.append((_WrappedMessage(data=data, attributes=attributes), count))
         with self._condition:
             if self._ended:
-                self._dropped += len(encoded)
+                self._dropped += len(messages)
                 return
             self._waiting.extend(encoded)
-            self._full = self._full or len(self._waiting) + self._in_flight >= self._capacity
+            self._pending += len(messages)
+            self._full = self._full or self._pending >= self._capacity
             self._condition.notify_all()
+
+    def _cut(self, messages: Sequence[Bar | Watermark]) -> Iterator[Bar | Watermark | list[Bar]]:
+        """Yield what goes in one message each."""
+        if not self._batch:
+            yield from messages
+            return
+        bars: list[Bar] = []
+        for message in messages:
+            if isinstance(message, Bar):
+                bars.append(message)
+            if bars and (len(bars) >= BATCH_BARS or not isinstance(message, Bar)):
+                yield bars
+                bars = []
+            if not isinstance(message, Bar):
+                yield message
+        if bars:
+            yield bars
+
+    def _encode(self, part: Bar | Watermark | list[Bar]) -> tuple[bytes, dict[str, str]]:
+        self._seq += 1
+        if isinstance(part, list):
+            return pubsub.encode_batch(part, epoch=self._epoch, seq=self._seq)
+        if isinstance(part, Watermark):
+            return pubsub.encode_watermark(part, epoch=self._epoch, seq=self._seq)
+        return pubsub.encode_bar(part, epoch=self._epoch, seq=self._seq)
 
     def has_room(self) -> bool:
         return not self._full
 
     def status(self) -> TopicStatus:
-        with self._condition:
-            pending = len(self._waiting) + self._in_flight
         return TopicStatus(
             topic=self._topic,
             published=self._published,
             requests=self._requests,
-            pending=pending,
+            pending=self._pending,
             dropped=self._dropped,
             failures=self._failures,
             error=self._error,
@@ -265,8 +293,8 @@ class _Topic:
     def _run(self) -> None:
         try:
             if self._create_at_start():
-                while batch := self._take():
-                    if not self._publish(batch):
+                while messages := self._take():
+                    if not self._publish(messages):
                         break
         except BaseException as error:
             if not self._gave_up:  # then the channel is closed, and gRPC says so with a ValueError
@@ -277,9 +305,9 @@ class _Topic:
         finally:
             with self._condition:
                 self._ended = True
-                self._dropped += len(self._waiting) + self._in_flight
+                self._dropped += self._pending
                 self._waiting.clear()
-                self._in_flight = 0
+                self._pending = 0
                 self._full = False
                 self._condition.notify_all()
             if self._dropped:
@@ -321,19 +349,21 @@ class _Topic:
         """Wait for messages; return those of one request, none when stopped and all is published."""
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._stopping)
-            batch: list[Any] = []
-            size = 0
-            while self._waiting and len(batch) < REQUEST_MESSAGES:
-                size += len(self._waiting[0].data) + ATTRIBUTE_BYTES
-                if batch and size > REQUEST_BYTES:
+            taken: list[Any] = []
+            size = self._in_flight = 0
+            while self._waiting and len(taken) < REQUEST_MESSAGES:
+                message, count = self._waiting[0]
+                size += len(message.data) + ATTRIBUTE_BYTES
+                if taken and size > REQUEST_BYTES:
                     break
-                batch.append(self._waiting.popleft())
-            self._in_flight = len(batch)
-        return batch
+                self._waiting.popleft()
+                taken.append(message)
+                self._in_flight += count
+        return taken
 
-    def _publish(self, batch: list[Any]) -> bool:
+    def _publish(self, messages: list[Any]) -> bool:
         """Publish one request, however often it takes; tell whether it was done."""
-        request = PublishRequest.wrap(_WrappedRequest(topic=self._path, messages=batch))
+        request = PublishRequest.wrap(_WrappedRequest(topic=self._path, messages=messages))
         while True:
             try:
                 self._client.publish(request=request, retry=None, timeout=REQUEST_TIMEOUT_S)
@@ -346,7 +376,7 @@ class _Topic:
                     return False
             else:
                 self._note_success()
-                self._published += len(batch)
+                self._published += self._in_flight
                 self._requests += 1
                 self._free_in_flight()
                 return True
@@ -363,8 +393,9 @@ class _Topic:
 
     def _free_in_flight(self) -> None:
         with self._condition:
+            self._pending -= self._in_flight
             self._in_flight = 0
-            has_room_again = self._full and len(self._waiting) <= self._capacity // 2
+            has_room_again = self._full and self._pending <= self._capacity // 2
             if has_room_again:
                 self._full = False
         if has_room_again and self._on_room is not None:

@@ -56,10 +56,10 @@ def test_symbols_come_from_a_file_or_a_list(tmp_path: Path) -> None:
 
 def test_a_topic_is_summed_up() -> None:
     assert describe_topic(TopicStatus(topic="market-data", published=1_200, requests=3)) == (
-        "market-data: 1,200 messages in 3 requests"
+        "market-data: 1,200 bars and watermarks in 3 requests"
     )
     status = TopicStatus(topic="t", published=1, requests=1, failures=2, dropped=5)
-    assert describe_topic(status) == "t: 1 messages in 1 requests, 2 failed and sent again, 5 not published"
+    assert describe_topic(status) == "t: 1 bars and watermarks in 1 requests, 2 failed and sent again, 5 not published"
 
 
 @pytest.mark.parametrize(

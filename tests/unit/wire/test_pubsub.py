@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dry_work.clock import MINUTE_NS
 from dry_work.errors import CodecError
 from dry_work.market.messages import Bar, BarBatch, Envelope, News, Watermark
+from dry_work.wire import pubsub
 from dry_work.wire.pubsub import (
     RESERVED_NAMES,
     encode_bar,
@@ -461,3 +462,49 @@ def test_an_entry_of_a_batch_that_cannot_be_used_leaves_the_others() -> None:
     assert isinstance(message, BarBatch)
     assert [bar.symbol for bar in message.bars] == ["A"]
     assert message.dropped == ("not a JSON object", "missing price", "unknown type", "bad symbol")
+
+
+odd_numbers = (
+    st.sampled_from(
+        [1, 2.5, 0, -1, -0.0, "3.5", "x", None, True, 10**400, 1e308, 10**17, 1.5e300, [], {}, "1e999", 2**63]
+    )
+    | st.floats()
+)
+bar_bodies = st.fixed_dictionaries(
+    {
+        "symbol": st.sampled_from(["AAPL", "BTC-USD", "btc/usd", "??", "", None, 7]),
+        "timestamp": st.sampled_from(["2024-01-02T14:30:00Z", "2024-01-02", "yesterday", None, 5]),
+        **dict.fromkeys(("open", "high", "low", "close"), st.sampled_from([1, 2.5]) | odd_numbers),
+    },
+    optional={
+        "volume": odd_numbers,
+        "type": st.sampled_from(["bar", "news", None, 3]),
+        "vwap": odd_numbers,
+        "trade_count": odd_numbers,
+        "source": st.sampled_from(["alpaca_stock", None, 3]),
+        "revision": odd_numbers,
+        "rsi": odd_numbers,
+    },
+)
+
+
+def outcome(data: bytes, attributes: dict[str, str]) -> object:
+    try:
+        return parse_message("t", data, attributes, recv_ns=RECV_NS)
+    except CodecError as error:
+        return error.reason
+
+
+@given(st.lists(bar_bodies, max_size=3), st.sampled_from([{}, {"symbol": "SPY"}, {"type": "bar"}, {"type": "news"}]))
+def test_bars_of_the_usual_form_are_read_as_all_others_are(
+    bodies: list[dict[str, object]], attributes: dict[str, str]
+) -> None:
+    def outcomes() -> list[object]:
+        single = [outcome(json.dumps(body).encode(), attributes) for body in bodies]
+        return [*single, outcome(json.dumps(bodies).encode(), {**attributes, "encoding": "batch"})]
+
+    found = outcomes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pubsub, "_read_plain", lambda *_, **__: None)
+        patch.setattr(pubsub, "_read_plain_batch", lambda *_, **__: None)
+        assert found == outcomes()
