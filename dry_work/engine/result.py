@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from rich.table import Table
+
+from dry_work.clock import DAY_NS
 
 TRADING_DAYS_A_YEAR = 252
 
 
-class EquityPoint(msgspec.Struct, frozen=True):
-    """Account value at the end of a slice."""
+class EquityCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """Account value at the end of each slice: two arrays of one length."""
 
-    end_ns: int
-    value: float
+    end_ns: npt.NDArray[np.int64]  # rising
+    value: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.end_ns)
+
+
+def build_curve(points: Sequence[tuple[int, float]]) -> EquityCurve:
+    """Return the curve of (end of a slice in nanoseconds, value) pairs in order of time."""
+    return EquityCurve(
+        end_ns=np.array([end_ns for end_ns, _ in points], dtype=np.int64),
+        value=np.array([value for _, value in points], dtype=np.float64),
+    )
 
 
 class EquityFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +69,9 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     equity: EquityFigures
     seconds: float
     notes: Sequence[str] = ()  # counted drops and repairs, for people
+    curve: EquityCurve | None = None
+    fingerprint: str = ""  # of the data, sha256; empty when it is not known
+    assumptions: Mapping[str, str] = {}  # of a backtest: what it takes for granted, for people
 
     def to_json(self) -> dict[str, Any]:
         """Return the one object that `--json` prints. It holds no NaN."""
@@ -70,6 +86,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "fills": [dict(fill) for fill in self.fills],
             "positions": dict(self.positions),
             "equity": self.equity.to_json(),
+            "fingerprint": self.fingerprint,
+            "assumptions": dict(self.assumptions),
             "seconds": round(self.seconds, 3),
         }
 
@@ -84,36 +102,47 @@ def _json_value(value: Any) -> Any:
     return str(value)
 
 
-def measure_equity(start: float, points: Sequence[EquityPoint]) -> EquityFigures:
+def measure_equity(start: float, curve: EquityCurve) -> EquityFigures:
     """Return the figures of an equity curve.
 
     Args:
         start: value before the first point.
-        points: values in order of time.
+        curve: values in order of time.
 
     `max_drawdown` is the largest fall from a peak, as a fraction of that peak. `sharpe` is the mean of the daily
     returns over their sample standard deviation, times the square root of 252; days are those of UTC, a day's value is
     its last. It is None with fewer than two days or without variation.
     """
-    peak, deepest = start, 0.0
-    days: dict[int, float] = {}
-    for point in points:
-        peak = max(peak, point.value)
-        if peak > 0:
-            deepest = max(deepest, (peak - point.value) / peak)
-        # A slice that ends at midnight belongs to the day before.
-        days[(point.end_ns - 1) // 86_400_000_000_000] = point.value
-    end = points[-1].value if points else start
-    values = [start, *days.values()]
-    returns = [after / before - 1 for before, after in itertools.pairwise(values) if before > 0]
+    values = np.concatenate([[start], curve.value])
+    peaks = np.maximum.accumulate(values)
+    is_positive = peaks > 0
+    falls = (peaks[is_positive] - values[is_positive]) / peaks[is_positive]
+    returns = daily_returns(start, curve)
     sharpe = None
     if len(returns) >= 2:
-        spread = statistics.stdev(returns)
+        spread = float(np.std(returns, ddof=1))
         if spread > 0:
-            sharpe = statistics.fmean(returns) / spread * math.sqrt(TRADING_DAYS_A_YEAR)
+            sharpe = float(np.mean(returns)) / spread * math.sqrt(TRADING_DAYS_A_YEAR)
+    end = float(values[-1])
     return EquityFigures(
-        start=start, end=end, total_return=end / start - 1 if start else 0.0, max_drawdown=deepest, sharpe=sharpe
+        start=start,
+        end=end,
+        total_return=end / start - 1 if start else 0.0,
+        max_drawdown=float(falls.max()) if len(falls) else 0.0,
+        sharpe=sharpe,
     )
+
+
+def daily_returns(start: float, curve: EquityCurve) -> npt.NDArray[np.float64]:
+    """Return the change of each UTC day with a point, as a fraction of the value before; days after 0 are left out."""
+    if not len(curve):
+        return np.empty(0)
+    # A slice that ends at midnight belongs to the day before.
+    days = (curve.end_ns - 1) // DAY_NS
+    is_last = np.append(days[1:] != days[:-1], True)
+    values = np.concatenate([[start], curve.value[is_last]])
+    before, after = values[:-1], values[1:]
+    return np.asarray(after[before > 0] / before[before > 0] - 1, dtype=np.float64)
 
 
 def build_tables(result: RunResult, *, shown_fills: int = 8) -> list[Table | str]:

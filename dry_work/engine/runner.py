@@ -26,7 +26,7 @@ from dry_work.clock import Clock, SystemClock
 from dry_work.engine.agents import Agent, load_agent
 from dry_work.engine.live import LiveCerebro
 from dry_work.engine.progress import Progress, ProgressWatch
-from dry_work.engine.result import EquityPoint, RunResult, measure_equity
+from dry_work.engine.result import RunResult, build_curve, measure_equity
 from dry_work.engine.state import AgentState
 from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.pubsub import PubSubMarketDataFeed
@@ -82,7 +82,7 @@ class Runner:
         self._lock = threading.Lock()
         self._stop_code: int | None = None
         self._is_running = False  # the engine, and with it user code
-        self._equity: list[EquityPoint] = []
+        self._equity: list[tuple[int, float]] = []  # end of each slice, account value
         self._next_line = 0.0
 
     @property
@@ -163,7 +163,8 @@ class Runner:
                 cerebro.on_reconnect = lambda: self._register_again(control, state.agent_id, settings.symbols)
             with _stopping_feeds(cerebro):
                 self._run_cerebro(cerebro)
-            return self._build_result(agent, cerebro, broker, source, notes, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            return self._build_result(agent, cerebro, broker, source, notes, fingerprint, seconds)
 
     # Building
 
@@ -339,7 +340,7 @@ class Runner:
         assert self._cerebro is not None
         broker = self._cerebro.broker
         value = broker.getvalue()
-        self._equity.append(EquityPoint(piece.end_ns, value))
+        self._equity.append((piece.end_ns, value))
         if self._watch is not None:
             self._watch.note_slice(piece.end_ns)
             self._watch.look()
@@ -379,10 +380,12 @@ class Runner:
         broker: AlpacaPaperTradingBroker,
         source: MarketSource,
         notes: list[str],
+        fingerprint: str,
         seconds: float,
     ) -> RunResult:
         settings = self._settings
         orders, fills = broker.results()
+        curve = build_curve(self._equity)
         counted = {name: count for name, count in source.counters().items() if count and name.startswith("dropped")}
         if cerebro.late_bars:
             counted["late behind their symbol"] = cerebro.late_bars
@@ -400,7 +403,9 @@ class Runner:
             orders=orders,
             fills=fills,
             positions=positions,
-            equity=measure_equity(broker.startingvalue, self._equity),
+            equity=measure_equity(broker.startingvalue, curve),
+            curve=curve,
+            fingerprint=fingerprint,
             seconds=seconds,
             notes=[*notes, *dropped],
         )

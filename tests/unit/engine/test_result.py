@@ -5,19 +5,19 @@ import json
 import pytest
 from rich.console import Console
 
-from dry_work.engine.result import EquityPoint, RunResult, build_tables, measure_equity
+from dry_work.engine.result import RunResult, build_curve, build_tables, measure_equity
 
 DAY_NS = 86_400_000_000_000
 
 
 def test_figures_of_a_known_curve() -> None:
     points = [
-        EquityPoint(1 * DAY_NS, 110.0),  # ends at midnight: the first day
-        EquityPoint(1 * DAY_NS + 1, 99.0),
-        EquityPoint(2 * DAY_NS, 104.5),
-        EquityPoint(3 * DAY_NS, 115.0),
+        (1 * DAY_NS, 110.0),  # ends at midnight: the first day
+        (1 * DAY_NS + 1, 99.0),
+        (2 * DAY_NS, 104.5),
+        (3 * DAY_NS, 115.0),
     ]
-    figures = measure_equity(100.0, points)
+    figures = measure_equity(100.0, build_curve(points))
     assert figures.start == 100.0
     assert figures.end == 115.0
     assert figures.total_return == pytest.approx(0.15)
@@ -29,15 +29,15 @@ def test_figures_of_a_known_curve() -> None:
 
 
 def test_sharpe_is_not_defined_within_one_day() -> None:
-    assert measure_equity(100.0, [EquityPoint(10, 101.0), EquityPoint(20, 102.0)]).sharpe is None
+    assert measure_equity(100.0, build_curve([(10, 101.0), (20, 102.0)])).sharpe is None
 
 
 def test_sharpe_is_not_defined_without_variation() -> None:
-    assert measure_equity(100.0, [EquityPoint(DAY_NS, 100.0), EquityPoint(2 * DAY_NS, 100.0)]).sharpe is None
+    assert measure_equity(100.0, build_curve([(DAY_NS, 100.0), (2 * DAY_NS, 100.0)])).sharpe is None
 
 
 def test_a_run_without_bars_has_the_equity_it_began_with() -> None:
-    figures = measure_equity(100.0, [])
+    figures = measure_equity(100.0, build_curve([]))
     assert (figures.end, figures.total_return, figures.max_drawdown) == (100.0, 0.0, 0.0)
 
 
@@ -52,7 +52,7 @@ def make_result(**changes: object) -> RunResult:
         "orders": [{"client_order_id": "dw-local-a-1", "symbol": "SPY", "status": "filled"}],
         "fills": [{"time": "2013-10-07T13:31:00Z", "symbol": "SPY", "side": "buy", "qty": 3.0, "price": 166.5}],
         "positions": {"SPY": 3.0},
-        "equity": measure_equity(100.0, []),
+        "equity": measure_equity(100.0, build_curve([])),
         "seconds": 1.23456,
         "notes": ["2 duplicate bars dropped"],
     }
@@ -62,7 +62,8 @@ def make_result(**changes: object) -> RunResult:
 def test_the_json_object_has_the_documented_keys_and_no_nan() -> None:
     found = json.loads(json.dumps(make_result().to_json(), allow_nan=False))
     assert list(found) == [
-        "mode", "engine", "agent", "params", "symbols", "bars", "orders", "fills", "positions", "equity", "seconds",
+        "mode", "engine", "agent", "params", "symbols", "bars", "orders", "fills", "positions", "equity", "fingerprint",
+        "assumptions", "seconds",
     ]  # fmt: skip
     assert list(found["equity"]) == ["start", "end", "return", "max_drawdown", "sharpe"]
     assert found["params"] == {"fast": 10, "ratio": None}
