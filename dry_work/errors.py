@@ -4,6 +4,7 @@ DryWorkError
 ├── ConfigError            fix the setting and start again; the command line exits with 2
 ├── CodecError             one message could not be read; it is counted and the stream goes on
 ├── DataFileError          a recording cannot be used; says file and row; the command line exits with 2
+├── StorageError           a folder or bucket cannot be read or written; the command line exits with 2
 ├── FeedError              a market-data source failed
 │   └── FeedDisconnectedError   retried with backoff
 ├── BrokerError            the venue or the way to it
@@ -47,6 +48,22 @@ class DataFileError(ConfigError):
         self.reason = reason
         where = self.path if row is None else f"{self.path}, row {row}"
         super().__init__(f"{where}: {reason}")
+
+
+class StorageError(ConfigError):
+    """A folder or bucket cannot be read or written. Handled by the command line: exit 2; by a recorder: it goes on.
+
+    Args:
+        location: folder, file or `gs://` address that it is about.
+        reason: what happened and what to do, for people.
+        retryable: True when the same call may work later, as without a network.
+    """
+
+    def __init__(self, location: object, reason: str, *, retryable: bool = False) -> None:
+        self.location = str(location)
+        self.reason = reason
+        self.retryable = retryable
+        super().__init__(f"{self.location}: {reason}")
 
 
 class FeedError(DryWorkError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,12 @@ def load_agent(spec: str = DEFAULT_AGENT, params: Mapping[str, str] | None = Non
     strategy = _find_class(module, class_name, spec)
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
     return Agent(spec=spec, strategy=strategy, params=check_params(strategy, params or {}), source_digest=digest)
+
+
+def derive_session(agent: Agent, fingerprint: str) -> str:
+    """Return the session of a run that is to be repeatable: equal agent, parameters and data give an equal one."""
+    parts = [agent.strategy.__name__, agent.source_digest, agent.all_params, fingerprint]
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def parse_params(entries: Iterable[str]) -> dict[str, str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import random
 import signal
 import threading
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-import backtrader as bt
 import structlog
 
 from dry_work.alpaca.assets import check_symbols
@@ -23,17 +20,20 @@ from dry_work.backoff import Backoff
 from dry_work.broker.journal import Journal
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.clock import Clock, SystemClock
-from dry_work.engine.agents import Agent, load_agent
+from dry_work.engine.agents import Agent, derive_session, load_agent
 from dry_work.engine.live import LiveCerebro
 from dry_work.engine.progress import Progress, ProgressWatch
 from dry_work.engine.result import RunResult, build_curve, measure_equity
 from dry_work.engine.state import AgentState
 from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
+from dry_work.feeds.base import resampling
 from dry_work.feeds.pubsub import PubSubMarketDataFeed
+from dry_work.feeds.recorded import Recording
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.market.messages import Slice
 from dry_work.ports import MarketSource
-from dry_work.settings import Credentials, RunSettings, TimeFrame
+from dry_work.recording.recorder import SYMBOLS_FACT, Recorder
+from dry_work.settings import Credentials, RunSettings
 from dry_work.wakeup import Wakeup
 
 _log = structlog.get_logger(__name__)
@@ -43,6 +43,8 @@ STOP_GRACE_S = 3.0
 # How long the bars of one time wait for those that are missing.
 GRACE_S = 5.0
 LOCK_STEP_GRACE_S = 300.0
+# The recordings of a run must not fill the disk that its orders journal needs.
+RECORDINGS_BYTES = 1024 * 1024 * 1024
 _REGISTER_ATTEMPTS = 10
 
 Tell = Callable[[str], None]
@@ -82,6 +84,7 @@ class Runner:
         self._lock = threading.Lock()
         self._stop_code: int | None = None
         self._is_running = False  # the engine, and with it user code
+        self.recording: Recording | None = None  # what a local run plays, for its report
         self._equity: list[tuple[int, float]] = []  # end of each slice, account value
         self._next_line = 0.0
 
@@ -136,6 +139,7 @@ class Runner:
             lockstep = session is not None and session.lockstep
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
+            recorder = self._build_recorder(settings, state)
             source = PubSubMarketSource(
                 project_id=settings.project,
                 symbols=settings.symbols,
@@ -148,7 +152,11 @@ class Runner:
                 # In lock-step the market waits, so a slice is never released by time.
                 watermarks=True if lockstep else None,
                 grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S,
+                recorder=recorder,
             )
+            if recorder is not None:
+                stack.callback(recorder.stop)  # after the source
+                recorder.start()
             stack.callback(source.stop)
             source.start(self._wakeup)
             journal = Journal(state.journal_path)
@@ -164,6 +172,8 @@ class Runner:
             with _stopping_feeds(cerebro):
                 self._run_cerebro(cerebro)
             seconds = time.monotonic() - begun
+            if recorder is not None:
+                notes = [*notes, *recorder.describe_trouble()]
             return self._build_result(agent, cerebro, broker, source, notes, fingerprint, seconds)
 
     # Building
@@ -185,6 +195,7 @@ class Runner:
         else:
             recording = synthetic_day(settings.symbols)
             what = f"a synthetic day of {len(recording.symbols)} symbols (made-up prices; --data PATH plays recordings)"
+        self.recording = recording
         self._tell(f"data: {what}")
         notes = recording.describe_repairs()
         for note in notes:
@@ -205,6 +216,17 @@ class Runner:
             data_url=local.exchange.url,
         )
         return local_settings, recording.fingerprint, notes
+
+    def _build_recorder(self, settings: RunSettings, state: AgentState) -> Recorder | None:
+        if state.recordings_path is None:
+            return None
+        return Recorder(
+            state.recordings_path,
+            writer="run",
+            facts={"agent_id": state.agent_id, "mode": settings.mode, SYMBOLS_FACT: settings.symbols},
+            clock=self._clock,
+            keep_bytes=RECORDINGS_BYTES,
+        )
 
     def _build_broker(
         self,
@@ -409,25 +431,6 @@ class Runner:
             seconds=seconds,
             notes=[*notes, *dropped],
         )
-
-
-def derive_session(agent: Agent, fingerprint: str) -> str:
-    """Return the session of a run that is to be repeatable: equal agent, parameters and data give an equal one."""
-    parts = [agent.strategy.__name__, agent.source_digest, agent.all_params, fingerprint]
-    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def resampling(frame: TimeFrame) -> dict[str, Any]:
-    """Return Backtrader's arguments for a time frame."""
-    units = {
-        "s": (bt.TimeFrame.Seconds, 1),
-        "m": (bt.TimeFrame.Minutes, 1),
-        "h": (bt.TimeFrame.Minutes, 60),
-        "d": (bt.TimeFrame.Days, 1),
-        "w": (bt.TimeFrame.Weeks, 1),
-    }
-    unit, factor = units[frame.unit]
-    return {"timeframe": unit, "compression": frame.count * factor}
 
 
 @contextlib.contextmanager

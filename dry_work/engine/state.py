@@ -15,6 +15,7 @@ from dry_work.settings import POD_STATE_DIR, RunSettings
 
 HEARTBEAT = "heartbeat"
 JOURNAL = "orders.sqlite"
+RECORDINGS = "recordings"
 
 
 class AgentState:
@@ -43,6 +44,11 @@ class AgentState:
     def journal_path(self) -> Path:
         """Where the orders journal is."""
         return self.path / JOURNAL
+
+    @property
+    def recordings_path(self) -> Path | None:
+        """Where what was received is recorded; None when nothing of the directory would survive the run."""
+        return None if self._fresh and not self._given else self.path / RECORDINGS
 
     def acquire(self) -> None:
         """Take the directory.

@@ -21,6 +21,7 @@ from backtrader.resamplerfilter import DTFaker, Replayer, Resampler
 from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.market.messages import Bar
 from dry_work.market.symbols import parse_symbol
+from dry_work.settings import TimeFrame
 
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - Backtrader's own times are naive UTC
 _EPOCH_DAYS = float(_EPOCH.toordinal())
@@ -35,6 +36,19 @@ def line_time(time_ns: int) -> float:
 def line_time_ns(value: float) -> int:
     """Return what a `datetime` line holds as nanoseconds, to the millisecond: floats of days hold no more."""
     return round((value - _EPOCH_DAYS) * 86_400_000) * 1_000_000
+
+
+def resampling(frame: TimeFrame) -> dict[str, Any]:
+    """Return Backtrader's arguments for a time frame."""
+    units = {
+        "s": (bt.TimeFrame.Seconds, 1),
+        "m": (bt.TimeFrame.Minutes, 1),
+        "h": (bt.TimeFrame.Minutes, 60),
+        "d": (bt.TimeFrame.Days, 1),
+        "w": (bt.TimeFrame.Weeks, 1),
+    }
+    unit, factor = units[frame.unit]
+    return {"timeframe": unit, "compression": frame.count * factor}
 
 
 class _SessionByStart:
@@ -148,6 +162,12 @@ class LiveClone(DataClone):
 
     def clone(self, **kwargs: Any) -> LiveClone:
         return LiveClone(dataname=self, **kwargs)  # type: ignore[call-arg]
+
+    def rewind(self, size: int = 1) -> None:
+        super().rewind(size)
+        # Backtrader counts a bar of the original when it is loaded, and once more when a bar that was taken back is
+        # delivered at last; its own clones lose the bar after it.
+        self._dlen -= size
 
 
 class LiveFeed(bt.DataBase):

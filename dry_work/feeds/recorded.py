@@ -18,16 +18,17 @@ A file that cannot be read, has no rows or lacks a column is an error.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, tzinfo
 from pathlib import Path
 from types import MappingProxyType
 
-import msgspec
 import numpy as np
 
-from dry_work.clock import MINUTE_NS
+from dry_work.clock import DAY_NS, MINUTE_NS
 from dry_work.errors import ConfigError
 from dry_work.feeds.recorded_files import (
     EXPECTED,
@@ -35,23 +36,33 @@ from dry_work.feeds.recorded_files import (
     PRICES,
     TIME,
     Column,
-    FileRows,
-    Floats,
     Ints,
-    Mask,
     RepairLog,
     describe_counts,
-    find_files,
-    name_paths,
+    join_symbols,
     read_file,
 )
+from dry_work.feeds.recorded_places import (
+    ALWAYS,
+    Period,
+    SourceFile,
+    describe_length,
+    describe_time,
+    entry_symbols,
+    fetch_files,
+    find_files,
+    name_paths,
+    select_files,
+)
+from dry_work.feeds.recorded_rows import BarLength, Piece, RowChecker, merge_pieces
+from dry_work.market.aggregation import aggregate_bars, find_starts
 from dry_work.market.messages import NO_EXTRA, Bar
 from dry_work.market.symbols import parse_symbol
 
 BASE = (TIME, *PRICES, "volume", *OPTIONAL)  # every other column is an extra field
 
+_DIGEST_ROWS = 1 << 16
 _CHUNK_ROWS = 4096  # bars are made from columns in pieces of this many, so that a long recording needs no more memory
-_ROUNDING = 1e-9  # prices that were adjusted may leave their range by float rounding
 
 
 class Recording:
@@ -64,6 +75,7 @@ class Recording:
         repairs: counts of drops and repairs by reason.
         first_repairs: where each reason was first met, for people.
         left_out: files and columns that were not used, for people.
+        copy: False when the columns are the recording's own from now on; they become read-only.
     """
 
     def __init__(
@@ -74,14 +86,19 @@ class Recording:
         repairs: Mapping[str, int] | None = None,
         first_repairs: Mapping[str, str] | None = None,
         left_out: Sequence[str] = (),
+        copy: bool = True,
     ) -> None:
         self.symbols = tuple(columns)
         self.length_ns = length_ns
         self.repairs: Mapping[str, int] = MappingProxyType(dict(repairs or {}))
         self.left_out = tuple(left_out)
         self._first_repairs = dict(first_repairs or {})
-        self._columns = {symbol: _frozen_columns(symbol, values) for symbol, values in columns.items()}
-        self.fingerprint = self._compute_fingerprint()
+        self._columns = {symbol: _frozen_columns(symbol, values, copy) for symbol, values in columns.items()}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of symbols, times, values and length; equal recordings have the same."""
+        return self._compute_fingerprint()
 
     def count(self, symbol: str) -> int:
         """Return the number of bars of `symbol`."""
@@ -98,8 +115,10 @@ class Recording:
     def slice_ends(self) -> Ints:
         """Return the end time of every slice in nanoseconds, rising."""
         times = [self._columns[symbol][TIME] for symbol in self.symbols]
-        starts = np.unique(np.concatenate(times)) if times else np.empty(0, np.int64)
-        return np.asarray(starts + self.length_ns, dtype=np.int64)
+        starts = np.sort(np.concatenate(times)) if times else np.empty(0, np.int64)
+        is_new = np.ones(len(starts), dtype=np.bool_)
+        is_new[1:] = starts[1:] != starts[:-1]
+        return np.asarray(starts[is_new] + self.length_ns, dtype=np.int64)
 
     def bars(self, symbol: str) -> list[Bar]:
         """Return the bars of `symbol` by rising time."""
@@ -122,6 +141,41 @@ class Recording:
         for high in (*edges.tolist(), len(starts)):
             yield int(starts[low]) + self.length_ns, [next(bars[owner]) for owner in owners[low:high].tolist()]
             low = high
+
+    def resample(self, length_ns: int, *, zone: tzinfo = UTC) -> Recording:
+        """Return the bars of a longer length, by `dry_work.market.aggregation.aggregate_bars`.
+
+        Args:
+            length_ns: a multiple of the length of these bars that divides a day.
+            zone: whose midnight begins a daily bar.
+
+        Raises:
+            ConfigError: no such length, or a bar would lie in two of the longer ones.
+        """
+        if length_ns == self.length_ns:
+            return self
+        if length_ns <= 0 or length_ns % self.length_ns or DAY_NS % length_ns:
+            raise ConfigError(
+                f"bars of {describe_length(length_ns)} cannot be made of bars of {describe_length(self.length_ns)}: "
+                "expected a multiple of that which divides a day"
+            )
+        for symbol, columns in self._columns.items():
+            ends = columns[TIME] + (self.length_ns - 1)
+            crossing = find_starts(columns[TIME], length_ns, zone) != find_starts(ends, length_ns, zone)
+            if crossing.any():
+                start = describe_time(int(columns[TIME][np.argmax(crossing)]))
+                raise ConfigError(
+                    f"bars of {describe_length(length_ns)} cannot be made: the bar of {symbol} that begins at {start} "
+                    "would lie in two of them"
+                )
+        return Recording(
+            {symbol: aggregate_bars(columns, length_ns, zone) for symbol, columns in self._columns.items()},
+            length_ns=length_ns,
+            repairs=self.repairs,
+            first_repairs=self._first_repairs,
+            left_out=self.left_out,
+            copy=False,
+        )
 
     def describe_repairs(self) -> list[str]:
         """Return one sentence for each kind of repair or drop and for what was left out; empty when there was none."""
@@ -156,15 +210,16 @@ class Recording:
         for symbol in self.symbols:
             columns = self._columns[symbol]
             digest.update(f"{symbol} {len(columns[TIME])} {' '.join(columns)}\n".encode())
-            digest.update(columns[TIME].astype("<i8").tobytes())
+            digest.update(columns[TIME].astype("<i8", copy=False).data)
             for name, values in columns.items():
-                if name != TIME:
+                for low in range(0, len(values) if name != TIME else 0, _DIGEST_ROWS):
+                    part = values[low : low + _DIGEST_ROWS]
                     # One bit pattern for every NaN and for both zeros, so that equal values hash equally.
-                    digest.update(np.where(np.isnan(values), np.nan, values + 0.0).astype("<f8").tobytes())
+                    digest.update(np.where(np.isnan(part), np.nan, part + 0.0).astype("<f8").tobytes())
         return digest.hexdigest()
 
 
-def _frozen_columns(symbol: str, values: Mapping[str, Column]) -> Mapping[str, Column]:
+def _frozen_columns(symbol: str, values: Mapping[str, Column], copy: bool) -> Mapping[str, Column]:
     """Check the shape of a symbol's columns and return them read-only, in a fixed order."""
     missing = [name for name in (TIME, *PRICES, "volume") if name not in values]
     if missing:
@@ -172,7 +227,8 @@ def _frozen_columns(symbol: str, values: Mapping[str, Column]) -> Mapping[str, C
     extras = sorted(name for name in values if name not in BASE)
     frozen: dict[str, Column] = {}
     for name in (*(base for base in BASE if base in values), *extras):
-        column = np.array(values[name], dtype=np.int64 if name == TIME else np.float64)
+        make = np.array if copy else np.ascontiguousarray
+        column = make(values[name], dtype=np.int64 if name == TIME else np.float64)
         column.flags.writeable = False
         frozen[name] = column
     times = frozen[TIME]
@@ -193,129 +249,145 @@ def _extra_of(names: Sequence[str], values: Sequence[float]) -> Mapping[str, flo
 
 
 def read_bars(
-    paths: Sequence[str | Path], symbols: Sequence[str] | None = None, *, length_ns: int = MINUTE_NS
+    paths: Sequence[str | Path],
+    symbols: Sequence[str] | None = None,
+    *,
+    length_ns: int | None = None,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
 ) -> Recording:
-    """Read the bars of `symbols` (None: of every symbol found, sorted) from files, folders and globs.
+    """Read the bars of `symbols` (None: of all found, sorted) from files, folders, globs and `gs://` addresses.
 
     Files that hold trades or quotes are left out when they were found in a folder or by a glob, and are an error when
-    they were named. `length_ns` is the length of the recorded bars.
+    they were named.
+
+    Args:
+        length_ns: length of the bars. None: what the catalog folder `bars/<frame>` says (of several the shortest), else
+            a minute. Files whose bars are of another length are an error.
+        start_ns: bars that begin before it are passed over.
+        end_ns: bars that begin at or after it are passed over.
 
     Raises:
         DataFileError: a file cannot be used; names it and what is expected.
         ConfigError: nothing there to read, or no bars of a wanted symbol.
+        StorageError: a bucket cannot be read.
+    """
+    return read_bar_files(
+        find_files(paths, expected=EXPECTED), name_paths(paths), symbols, length_ns, Period(start_ns, end_ns)
+    )
+
+
+def parse_wanted(symbols: Sequence[str] | None) -> list[str] | None:
+    """Return wanted symbols in canonical form, each once.
+
+    Raises:
+        ConfigError: one is no symbol, or there are none.
     """
     wanted = None if symbols is None else list(dict.fromkeys(parse_symbol(symbol) for symbol in symbols))
     if wanted is not None and not wanted:
         raise ConfigError("no symbols asked for: name at least one")
+    return wanted
+
+
+def read_bar_files(
+    sources: Sequence[SourceFile],
+    asked: str,
+    symbols: Sequence[str] | None = None,
+    length_ns: int | None = None,
+    period: Period = ALWAYS,
+) -> Recording:
+    """Read bars from files that were found; `asked` names the paths for people. Else as `read_bars`."""
+    wanted = parse_wanted(symbols)
+    if period.start_ns is not None and period.end_ns is not None and period.start_ns >= period.end_ns:
+        raise ConfigError(f"the period {period} is empty")
     log = RepairLog()
-    found: set[str] = set()
-    pieces: dict[str, list[_Piece]] = {}
-    used = 0
-    for source in find_files(paths):
-        rows = read_file(source, log)
-        if rows is None:
+    of_length, default_ns = _choose_length(sources, asked, length_ns, log)
+    chosen, passed_over = select_files(of_length, wanted, period, ("bars",))
+    found = entry_symbols(source for source in passed_over if source.entry and source.entry.kind == "bars")
+    is_wanted = None if wanted is None else frozenset(wanted)
+    pieces: dict[str, list[Piece]] = {}
+    used = bool(found)
+    for source in fetch_files(chosen):
+        parts = read_file(source, log, wanted=is_wanted, period=period)
+        if parts is None:
             continue
-        used += 1
-        found.update(rows.symbols)
-        for piece in _check_rows(rows, None if wanted is None else frozenset(wanted), log):
+        used = True
+        length = BarLength(default_ns, length_ns is not None or source.entry is not None)
+        checker = RowChecker(is_wanted, log, length, period)
+        usable: list[Piece] = []
+        for rows in parts:
+            found.update(rows.symbols)
+            usable += checker.check(rows)
+        checker.finish(usable)
+        for piece in usable:
             pieces.setdefault(piece.symbol, []).append(piece)
     if not used:
-        raise ConfigError(f"{name_paths(paths)}: no file with bars in it, only trades or quotes; expected {EXPECTED}")
+        raise ConfigError(f"{asked}: no file with bars in it, only trades or quotes; expected {EXPECTED}")
     if wanted is None:
         wanted = sorted(pieces)
-        if not wanted:
-            raise ConfigError(f"{name_paths(paths)}: no row can be used: {'; '.join(log.describe())}")
-    for symbol in wanted:
+    for symbol in wanted or ["any symbol"]:
         if symbol not in pieces:
-            listed = ", ".join(sorted(found)[:20]) + (", ..." if len(found) > 20 else "")
-            dropped = f"; of all rows, {'; '.join(log.describe())}" if log.counts else ""
-            raise ConfigError(f"no bars of {symbol} in {name_paths(paths)}: symbols in it are {listed}{dropped}")
-    columns = {symbol: _merge(pieces[symbol], log) for symbol in wanted}
+            raise _tell_missing(symbol if wanted else None, asked, of_length, found, period, log)
+    columns: dict[str, dict[str, Column]] = {}
+    for symbol in wanted:
+        columns[symbol] = merge_pieces(pieces.pop(symbol), log)
     return Recording(
-        columns, length_ns=length_ns, repairs=log.counts, first_repairs=log.first, left_out=tuple(log.left_out)
+        columns,
+        length_ns=default_ns,
+        repairs=log.counts,
+        first_repairs=log.first,
+        left_out=tuple(log.left_out),
+        copy=False,
     )
 
 
-class _Piece(msgspec.Struct):
-    """The usable rows of one symbol in one file."""
+def _choose_length(
+    sources: Sequence[SourceFile], asked: str, length_ns: int | None, log: RepairLog
+) -> tuple[list[SourceFile], int]:
+    """Return the files of one length of bars, and that length; files that do not tell their length are of any."""
+    frames = {entry.frame: entry.length_ns for entry in (source.entry for source in sources) if entry and entry.frame}
+    lengths = sorted(length for length in frames.values() if length is not None)
+    chosen = length_ns or (lengths[0] if lengths else MINUTE_NS)
+    others = sorted(frame for frame, length in frames.items() if length != chosen)
+    if frames and len(others) == len(frames) and not any(source.entry is None for source in sources):
+        told = f"bars of {describe_length(chosen)}" if length_ns or lengths else "bars of a fixed length"
+        raise ConfigError(f"{asked}: no {told}, only of {', '.join(others)}")
+    if others:
+        left = ", ".join(others)
+        log.left_out[f"bars of {left} left out: those of {describe_length(chosen)} are read"] = None
+    return [source for source in sources if source.entry is None or source.entry.frame not in others], chosen
 
-    symbol: str
-    path: str
-    values: dict[str, Column]
-    numbers: Ints
 
-
-def _check_rows(rows: FileRows, wanted: frozenset[str] | None, log: RepairLog) -> Iterator[_Piece]:
-    """Drop the rows that cannot be used, count them, and yield what is left by symbol."""
-    codes, values = rows.codes, rows.values
-    is_wanted = np.array([True, *(wanted is None or symbol in wanted for symbol in rows.symbols)])
-    keep: Mask = is_wanted[codes + 1]
-    prices: Floats = np.stack([values[name] for name in PRICES])
-    volume = values["volume"]
-    highest, lowest = prices[1], prices[2]
-    with np.errstate(invalid="ignore"):
-        margin = _ROUNDING * np.abs(highest)
-        inside = (prices <= highest + margin) & (prices >= lowest - margin)
-        checks: dict[str, Mask] = {
-            "symbol missing or malformed": codes < 0,
-            "time missing, unreadable or out of range": ~rows.readable_time,
-            "non-finite price": np.any(~np.isfinite(prices), axis=0),
-            "negative price": np.any(prices < 0, axis=0),
-            "zero price": np.any(prices == 0, axis=0),
-            "non-finite volume": ~np.isfinite(volume),
-            "negative volume": volume < 0,
-            "high below low": highest < lowest - margin,
-            "open or close outside of low and high": np.any(~inside, axis=0),
-        }
-        for reason, found in checks.items():
-            bad = keep & found
-            log.add(reason, rows.path, rows.numbers[bad])
-            keep &= ~bad
-        for name, column in values.items():
-            if name != TIME and name not in PRICES and name != "volume":
-                bad = keep & (np.isinf(column) | ((column < 0) if name in OPTIONAL else False))
-                log.add(f"unusable {name}", rows.path, rows.numbers[bad])
-                column[bad] = np.nan
-    kept = np.flatnonzero(keep)
-    kept = kept[np.argsort(codes[kept], kind="stable")]
-    edges = np.flatnonzero(np.diff(codes[kept])) + 1
-    for part in np.split(kept, edges):
-        if len(part):
-            times = values[TIME][part]
-            late = times < np.maximum.accumulate(times)
-            log.add("out of order", rows.path, rows.numbers[part][late])
-            yield _Piece(
-                symbol=rows.symbols[codes[part[0]]],
-                path=rows.path,
-                values={name: column[part] for name, column in values.items()},
-                numbers=rows.numbers[part],
+def _tell_missing(
+    symbol: str | None, asked: str, sources: Sequence[SourceFile], found: set[str], period: Period, log: RepairLog
+) -> ConfigError:
+    """Tell why there are no bars of a symbol (None: of any): not in the data, not in the period, or all bad."""
+    if period and (symbol is None or symbol in found):
+        extent = _find_extent(sources, symbol)
+        if extent is not None and not period.overlaps(*extent):
+            told = f"{describe_time(extent[0])} to {describe_time(extent[1])}"
+            return ConfigError(
+                f"no bars of {symbol or 'any symbol'} {period} in {asked}: the data has bars from {told}"
             )
+    dropped = "; ".join(log.describe())
+    if symbol is None:
+        where = f" {period}" if period else ""
+        return ConfigError(f"{asked}: no row{where} can be used{': ' if dropped else ''}{dropped}")
+    where = f" {period}" if period and symbol in found else ""
+    dropped = f"; of all rows, {dropped}" if dropped else ""
+    return ConfigError(f"no bars of {symbol}{where} in {asked}: symbols in it are {join_symbols(found)}{dropped}")
 
 
-def _merge(pieces: list[_Piece], log: RepairLog) -> dict[str, Column]:
-    """Join one symbol's pieces by rising time; of rows of the same time the first read stays."""
-    names = list(dict.fromkeys(name for piece in pieces for name in piece.values))
-    columns: dict[str, Column] = {}
-    for name in names:
-        parts = [piece.values.get(name, np.full(len(piece.numbers), np.nan)) for piece in pieces]
-        columns[name] = np.concatenate(parts)
-    owners = np.repeat(np.arange(len(pieces)), [len(piece.numbers) for piece in pieces])
-    numbers = np.concatenate([piece.numbers for piece in pieces])
-    order = np.argsort(columns[TIME], kind="stable")
-    times = columns[TIME][order]
-    is_first = np.ones(len(times), dtype=np.bool_)
-    is_first[1:] = times[1:] != times[:-1]
-    repeats = np.flatnonzero(~is_first)
-    if len(repeats):
-        firsts = np.maximum.accumulate(np.where(is_first, np.arange(len(times)), 0))[repeats]
-        equal = np.ones(len(repeats), dtype=np.bool_)
-        for column in columns.values():
-            one, other = column[order[firsts]], column[order[repeats]]
-            equal &= (one == other) | (np.isnan(one) & np.isnan(other))
-        for reason, rows in (("duplicate", order[repeats[equal]]), ("conflict", order[repeats[~equal]])):
-            for owner in np.unique(owners[rows]):
-                log.add(reason, pieces[owner].path, np.sort(numbers[rows[owners[rows] == owner]]))
-    kept = order[is_first]
-    merged = {name: column[kept] for name, column in columns.items()}
-    # A column without one value says nothing; without it the fingerprint does not depend on how files were cut.
-    return {name: column for name, column in merged.items() if name in (TIME, *PRICES) or not np.isnan(column).all()}
+def _find_extent(sources: Sequence[SourceFile], symbol: str | None) -> tuple[int, int] | None:
+    """Return the first and the last start of the bars of a symbol, read for the sake of a sentence."""
+    wanted = None if symbol is None else frozenset([symbol])
+    chosen, _ = select_files(sources, wanted, ALWAYS, ("bars",))
+    dated = sorted((source for source in chosen if source.entry), key=lambda source: source.entry.first_ns)  # type: ignore[union-attr]
+    spans: list[int] = []
+    # Of a catalog the first and the last file are enough.
+    for source in fetch_files([*(source for source in chosen if not source.entry), *dated[:1], *dated[1:][-1:]]):
+        for rows in read_file(source, RepairLog(), wanted=wanted) or ():
+            codes = [code for code, name in enumerate(rows.symbols) if wanted is None or name in wanted]
+            times = rows.values[TIME][np.isin(rows.codes, codes) & rows.readable_time]
+            spans += [int(times.min()), int(times.max())] if len(times) else []
+    return (min(spans), max(spans)) if spans else None

@@ -21,20 +21,29 @@ import msgspec
 import numpy as np
 
 from dry_work.errors import ConfigError
-from dry_work.feeds.recorded import Recording, read_bars
+from dry_work.feeds.recorded import Recording, read_bar_files
 from dry_work.feeds.recorded_files import (
+    Column,
     Floats,
     Ints,
     Mask,
     RepairLog,
-    SourceFile,
     describe_counts,
-    find_files,
+    encode_dictionary,
     read_columns,
     read_names,
     read_number_column,
     read_symbol_column,
     read_time_column,
+)
+from dry_work.feeds.recorded_places import (
+    ALWAYS,
+    Period,
+    SourceFile,
+    fetch_files,
+    find_files,
+    name_paths,
+    select_files,
 )
 
 TickKind = Literal["trades", "quotes"]
@@ -47,6 +56,8 @@ _TEXTS: Mapping[TickKind, tuple[str, ...]] = {
     "trades": ("exchange", "conditions", "tape", "taker_side"),
     "quotes": ("bid_exchange", "ask_exchange", "conditions", "tape"),
 }
+
+_SEPARATOR = "\x1f"  # between the codes of a list
 
 
 class Texts(msgspec.Struct, frozen=True):
@@ -104,77 +115,118 @@ class TickRecording:
         return list(self._repairs)
 
 
-def read_ticks(paths: Sequence[str | Path], symbols: Sequence[str] | None = None) -> TickRecording:
-    """Read the trades and quotes of `symbols` (None: of every symbol) from files, folders and globs.
+def read_ticks(
+    paths: Sequence[str | Path],
+    symbols: Sequence[str] | None = None,
+    *,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
+) -> TickRecording:
+    """Read the trades and quotes of `symbols` (None: of every symbol) from files, folders, globs and `gs://` addresses.
 
-    Files of anything else are passed over.
+    Files of anything else are passed over. Only what lies from `start_ns` to before `end_ns` is read.
 
     Raises:
         DataFileError: a file cannot be read.
         ConfigError: nothing there to read.
+        StorageError: a bucket cannot be read.
     """
-    return _read(find_files(paths), None if symbols is None else frozenset(symbols))
+    wanted = None if symbols is None else frozenset(symbols)
+    return read_tick_files(find_files(paths, expected="trades or quotes"), wanted, Period(start_ns, end_ns))
 
 
 def read_recordings(
-    paths: Sequence[str | Path], symbols: Sequence[str] | None = None
+    paths: Sequence[str | Path],
+    symbols: Sequence[str] | None = None,
+    *,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
 ) -> tuple[Recording, TickRecording]:
     """Read the bars of `symbols` (None: of every symbol with bars), and what there is of their trades and quotes.
 
     Raises:
         DataFileError: a file cannot be used; names it and what is expected.
         ConfigError: nothing there to read, or no bars of a wanted symbol.
+        StorageError: a bucket cannot be read.
     """
-    ticks: list[SourceFile] = []
-    others: list[str | Path] = []
-    for source in find_files(paths):
-        names = set(read_names(source))
-        if any(names >= set(required) for required in REQUIRED.values()):
-            ticks.append(source)
-        else:
-            others.append(source.path)
-    if not others:
+    period = Period(start_ns, end_ns)
+    by_kind = sort_by_kind(find_files(paths, expected="recordings"))
+    if not by_kind["bars"]:
         raise ConfigError("the data holds trades or quotes but no bars: name files of bars of the same symbols too")
-    bars = read_bars(others, symbols)
-    return bars, _read(ticks, frozenset(bars.symbols))
+    bars = read_bar_files(by_kind["bars"], name_paths(paths), symbols, period=period)
+    return bars, read_tick_files([*by_kind["trades"], *by_kind["quotes"]], frozenset(bars.symbols), period)
+
+
+def sort_by_kind(sources: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
+    """Return the files by what they hold: bars, trades, quotes. A file of none of them counts as one of bars.
+
+    Names in a catalog tell it; other files are fetched and looked into.
+    """
+    by_kind: dict[str, list[SourceFile]] = {"bars": [], "trades": [], "quotes": []}
+    looked_into = iter(fetch_files([source for source in sources if source.entry is None]))
+    for source in sources:
+        entry = source.entry
+        if entry is not None:
+            by_kind[entry.kind].append(source)
+            continue
+        local = next(looked_into)
+        names = set(read_names(local))
+        kind = next((kind for kind, required in REQUIRED.items() if names >= set(required)), "bars")
+        by_kind[kind].append(msgspec.structs.replace(local, named=local.named or kind == "bars"))
+    return by_kind
+
+
+def read_tick_files(
+    sources: Sequence[SourceFile], wanted: frozenset[str] | None, period: Period = ALWAYS
+) -> TickRecording:
+    """Read trades and quotes from files that were found. Else as `read_ticks`."""
+    log = RepairLog()
+    pieces: dict[tuple[TickKind, str], list[_Piece]] = {}
+    chosen, _ = select_files(sources, wanted, period, tuple(REQUIRED))
+    for source in fetch_files(chosen):
+        found, table, numbers = read_columns(source, log, kinds=REQUIRED, wanted=wanted, period=period)
+        for kind in REQUIRED:
+            if kind == found:
+                for symbol, piece in _cut(str(source), kind, table, numbers, wanted, period, log).items():
+                    pieces.setdefault((kind, symbol), []).append(piece)
+    tables = {key: _join(pieces.pop(key)) for key in sorted(pieces)}
+    return TickRecording(tables, repairs=describe_counts(log.counts, log.first))
 
 
 class _Piece(msgspec.Struct):
     times: Ints
     numbers: dict[str, Floats]
-    texts: dict[str, list[Any]]
-
-
-def _read(sources: Sequence[SourceFile], wanted: frozenset[str] | None) -> TickRecording:
-    log = RepairLog()
-    pieces: dict[tuple[TickKind, str], list[_Piece]] = {}
-    for source in sources:
-        found, table, numbers = read_columns(source, log, kinds=REQUIRED)
-        for kind in REQUIRED:
-            if kind == found:
-                for symbol, piece in _cut(str(source.path), kind, table, numbers, wanted, log).items():
-                    pieces.setdefault((kind, symbol), []).append(piece)
-    tables = {key: _join(parts) for key, parts in sorted(pieces.items())}
-    return TickRecording(tables, repairs=describe_counts(log.counts, log.first))
+    texts: dict[str, Texts]
 
 
 def _cut(
-    path: str, kind: TickKind, table: Any, numbers: Ints, wanted: frozenset[str] | None, log: RepairLog
+    path: str,
+    kind: TickKind,
+    table: Any,
+    numbers: Column,
+    wanted: frozenset[str] | None,
+    period: Period,
+    log: RepairLog,
 ) -> dict[str, _Piece]:
     """Drop the rows that cannot be used and return the others by symbol."""
     names = table.column_names
-    codes, symbols = read_symbol_column(path, table.column("symbol"))
+    symbols: dict[str, int] = {}
+    codes = read_symbol_column(path, table.column("symbol"), symbols)
     times, readable = read_time_column(path, table.column("timestamp"))
     amounts = {name: read_number_column(path, name, table.column(name)) for name in REQUIRED[kind][2:]}
-    texts: dict[str, Any] = {name: table.column(name).to_pylist() for name in _TEXTS[kind] if name in names}
+    texts = {name: _read_texts(table.column(name)) for name in _TEXTS[kind] if name in names}
     keep: Mask = np.array([True, *(wanted is None or symbol in wanted for symbol in symbols)])[codes + 1]
-    all_amounts = np.stack(list(amounts.values()))
+    if period.start_ns is not None:
+        keep &= (times >= period.start_ns) | ~readable
+    if period.end_ns is not None:
+        keep &= (times < period.end_ns) | ~readable
+    columns = list(amounts.values())
     with np.errstate(invalid="ignore"):
         checks: dict[str, Mask] = {
             "symbol missing or malformed": codes < 0,
             "time missing, unreadable or out of range": ~readable,
-            "non-finite price or size": np.any(~np.isfinite(all_amounts), axis=0),
-            "negative price or size": np.any(all_amounts < 0, axis=0),
+            "non-finite price or size": np.any([~np.isfinite(column) for column in columns], axis=0),
+            "negative price or size": np.any([column < 0 for column in columns], axis=0),
         }
         if kind == "trades":
             checks["zero price"] = amounts["price"] == 0
@@ -182,39 +234,57 @@ def _cut(
         log.add(reason, path, numbers[keep & bad])
         keep &= ~bad
     found = {}
-    for code, symbol in enumerate(symbols):
+    for symbol, code in symbols.items():
         rows = np.flatnonzero(keep & (codes == code))
         if len(rows):
             found[symbol] = _Piece(
                 times=times[rows],
                 numbers={name: column[rows] for name, column in amounts.items()},
-                texts={name: [values[row] for row in rows.tolist()] for name, values in texts.items()},
+                texts={name: Texts(column.values, column.codes[rows]) for name, column in texts.items()},
             )
     return found
 
 
+def _read_texts(column: Any) -> Texts:
+    """Return a column of texts, numbers or lists of texts with each different value once; the first is None."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_list:
+        column = pc.binary_join(column.cast(pa.list_(pa.string())), _SEPARATOR)
+    elif pa.types.is_null(kind):
+        column = column.cast(pa.string())
+    codes, values = encode_dictionary(column)
+    if is_list:
+        values = [tuple(text.split(_SEPARATOR)) if text else () for text in values]
+    return Texts((None, *values), codes.astype(np.int64) + 1)
+
+
 def _join(pieces: Sequence[_Piece]) -> TickTable:
     times = np.concatenate([piece.times for piece in pieces])
-    order = np.argsort(times, kind="stable")
+    is_sorted = bool(np.all(times[1:] >= times[:-1]))
+    order = slice(None) if is_sorted else np.argsort(times, kind="stable")
+    times = times[order]
     numbers: dict[str, Floats] = {}
     for name in pieces[0].numbers:
         numbers[name] = np.concatenate([piece.numbers[name] for piece in pieces])[order]
     texts: dict[str, Texts] = {}
     for name in dict.fromkeys(name for piece in pieces for name in piece.texts):
-        known: dict[Any, int] = {}
-        codes = [
-            known.setdefault(_freeze(value), len(known))
-            for piece in pieces
-            for value in piece.texts.get(name, [None] * len(piece.times))
-        ]
-        texts[name] = Texts(tuple(known), np.array(codes, dtype=np.int64)[order])
-    for column in (times, *numbers.values()):
-        column.flags.writeable = False
-    return TickTable(times[order], MappingProxyType(numbers), MappingProxyType(texts))
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        known: dict[Any, int] = {None: 0}
+        codes = []
+        for piece in pieces:
+            column = piece.texts.get(name)
+            if column is None:
+                codes.append(np.zeros(len(piece.times), dtype=np.int64))
+            else:
+                code_of = np.array([known.setdefault(value, len(known)) for value in column.values], dtype=np.int64)
+                codes.append(code_of[column.codes])
+        texts[name] = Texts(tuple(known), np.concatenate(codes)[order])
+    for array in (times, *numbers.values()):
+        array.flags.writeable = False
+    return TickTable(times, MappingProxyType(numbers), MappingProxyType(texts))
 
 
 def _split_conditions(value: Any) -> tuple[str, ...]:

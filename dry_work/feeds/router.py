@@ -21,10 +21,11 @@ from dry_work.errors import CodecError, ConfigError
 from dry_work.feeds.subscriber import PulledMessage, Subscriber
 from dry_work.feeds.subscriptions import SubscriptionKeeper, build_labels, subscription_id
 from dry_work.market.barrier import BarBarrier, SliceAssembler
-from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice
+from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice, Watermark
 from dry_work.market.sequencing import Sequencer, merge_counts
 from dry_work.market.symbols import is_crypto
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
+from dry_work.recording.recorder import RecordedMessage, Recorder
 from dry_work.wakeup import Wakeup
 from dry_work.wire.pubsub import parse_message, parse_sequence
 
@@ -68,12 +69,13 @@ class PubSubMarketSource:
             None: always open.
         connect_timeout_s: limit of each request to Pub/Sub.
         owner_check_s: seconds between looks at whether the subscriptions are still ours.
+        recorder: is handed each message as it was received; None: nothing is recorded.
 
     Counters, beside those of `Sequencer`, `BarPolicy` and `BarBarrier`: `messages` (received), `dropped_<reason>` (the
     reasons of `parse_message`, and `future timestamp`, in words joined by `_`), `redelivered_messages`,
     `ignored_fields`, `bars` (delivered, in slices), `news`, `reconnects`,
     `recreated_subscriptions` (that were gone), `buffer_full` (times that pulling had to
-    wait), `stale_symbols`. Those that are zero are left out.
+    wait), `stale_symbols`, and those of `Recorder`. Those that are zero are left out.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class PubSubMarketSource:
         take_over: bool = False,
         connect_timeout_s: float = 10.0,
         owner_check_s: float = 60.0,
+        recorder: Recorder | None = None,
     ) -> None:
         if not symbols:
             raise ConfigError("no symbols to subscribe to")
@@ -120,6 +123,7 @@ class PubSubMarketSource:
         self._take_over = take_over
         self._connect_timeout_s = connect_timeout_s
         self._owner_check_s = owner_check_s
+        self._recorder = recorder
         self._assembler = SliceAssembler(
             sequencer=Sequencer(),
             barrier=BarBarrier(
@@ -231,6 +235,8 @@ class PubSubMarketSource:
             keeper = {"reconnects": self._keeper.reconnects, "recreated_subscriptions": self._keeper.recreated}
         counts = merge_counts(received, self._counts, self._assembler.counts(), keeper)
         counts["buffer_full"] = self._intake.full_count
+        if self._recorder is not None:
+            counts.update(self._recorder.counters())
         return {name: count for name, count in counts.items() if count}
 
     def _count(self, event: Slice | News) -> Slice | News:
@@ -249,10 +255,12 @@ class PubSubMarketSource:
         """Read a message into the buffer; False when it was not taken."""
         recv_ns = self._clock.time_ns()
         item: _Item | None = None
+        venue_ns = 0
         try:
             envelope = parse_message(
                 topic, message.data, message.attributes, recv_ns=recv_ns, length_ns=self._length_ns
             )
+            venue_ns = _venue_time_of(envelope)
             envelope = self._without_future(topic, message, envelope, recv_ns)
             with self._received_lock:
                 self._received["messages"] += 1
@@ -266,6 +274,9 @@ class PubSubMarketSource:
             epoch, seq = parse_sequence(message.attributes)
             if epoch:
                 item = _Skipped(topic, epoch, seq)
+        if self._recorder is not None:
+            received = RecordedMessage(topic, message.data, message.attributes, message.message_id, message.publish_ns)
+            self._recorder.record(received, venue_ns=venue_ns, recv_ns=recv_ns)
         return item is None or self._intake.put(item, tend)
 
     def _without_future(self, topic: str, message: PulledMessage, envelope: Envelope, recv_ns: int) -> Envelope:
@@ -309,6 +320,13 @@ def _bars_of(envelope: Envelope) -> tuple[Bar, ...]:
     if isinstance(message, Bar):
         return (message,)
     return message.bars if isinstance(message, BarBatch) else ()
+
+
+def _venue_time_of(envelope: Envelope) -> int:
+    """Return the venue's own time of a message, the newest one of a batch; 0 when it has none."""
+    if isinstance(envelope.message, Watermark):
+        return envelope.message.end_ns
+    return max((bar.ts_event_ns for bar in _bars_of(envelope)), default=0)
 
 
 class _Intake:

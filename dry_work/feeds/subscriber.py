@@ -24,6 +24,7 @@ from google.pubsub_v1 import SubscriberClient
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from google.pubsub_v1.types import ExpirationPolicy, StreamingPullRequest, StreamingPullResponse, Subscription
 
+from dry_work.clock import SECOND_NS
 from dry_work.errors import ConfigError, FeedDisconnectedError, FeedError
 
 ACK_DEADLINE_S = 30
@@ -72,6 +73,7 @@ class PulledMessage(msgspec.Struct, frozen=True):
     data: bytes
     attributes: Mapping[str, str]
     message_id: str
+    publish_ns: int = 0  # when the server took it
 
 
 # Given a message and something to call now and then while it cannot be taken yet; False: it was not taken.
@@ -162,7 +164,10 @@ class PullStream:
 
         for each in received:
             message = each.message
-            if not self._take(PulledMessage(message.data, dict(message.attributes), message.message_id), tend):
+            published = message.publish_time
+            publish_ns = published.seconds * SECOND_NS + published.nanos
+            pulled = PulledMessage(message.data, dict(message.attributes), message.message_id, publish_ns)
+            if not self._take(pulled, tend):
                 break
             taken += 1
         tend()
