@@ -4,6 +4,9 @@ Alpaca-py's `TradingStream` does not fit here: it does not tell when it is liste
 which what was missed has to be fetched; it keeps a refusal of the credentials to itself and tries again for ever; and
 it takes up to five seconds to stop. The protocol is four messages, so they are spoken directly.
 
+The simulated exchange offers more to who asks for it: its stream `slices`, and after a reconnect the events that were
+missed, in their order.
+
 A peer that does not answer pings is dropped and connected again. Whether events are missing although it answers cannot
 be seen here: the broker looks its orders up when it waits for an event.
 """
@@ -21,17 +24,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from dry_work.addresses import is_loopback_url
-from dry_work.backoff import Backoff
+from dry_work.backoff import CAP_S, Backoff
 from dry_work.errors import BrokerUnavailableError, CodecError, VenueAuthError
 from dry_work.orders.model import TradeEvent
 from dry_work.wire.alpaca_rest import parse_json, parse_trade_event
 
 TRADE_UPDATES = "trade_updates"
+SLICES = "slices"  # of the simulated exchange
 
 _OPEN_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 10.0
@@ -44,6 +49,13 @@ _MAX_FRAME_BYTES = 4 * 1024 * 1024
 _log = structlog.get_logger(__name__)
 
 
+class SliceMark(msgspec.Struct, frozen=True):
+    """The simulated exchange's word that the trade events of a slice are out."""
+
+    event_id: str  # the last one of any account by then, as the slice's watermark has it
+    account_event_id: str  # the last one of this account so far, empty when none
+
+
 class TradeUpdates:
     """The stream of one account. `start`, `wait_listening`, `stop` and the attributes may be used from any thread.
 
@@ -54,6 +66,9 @@ class TradeUpdates:
         on_listening: called after every (re)connect, once events flow; its argument counts the connections from 1.
         on_unreadable: called when an event could not be read.
         on_failure: called once when the thread dies.
+        on_slice: takes what the simulated exchange tells of slices, which is asked for only when this is given; then a
+            reconnect is asked to go on where the connection before it ended.
+        longest_wait_s: between two tries to connect.
         rng: for the waits between connections.
     """
 
@@ -67,6 +82,8 @@ class TradeUpdates:
         on_listening: Callable[[int], None],
         on_unreadable: Callable[[CodecError], None],
         on_failure: Callable[[BaseException], None],
+        on_slice: Callable[[SliceMark], None] | None = None,
+        longest_wait_s: float = CAP_S,
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
@@ -76,7 +93,8 @@ class TradeUpdates:
         self._on_listening = on_listening
         self._on_unreadable = on_unreadable
         self._on_failure = on_failure
-        self._backoff = Backoff(rng or random.Random())
+        self._on_slice = on_slice
+        self._backoff = Backoff(rng or random.Random(), cap_s=longest_wait_s)
         self._changed = threading.Condition()
         self._error: Exception | None = None  # why the last connection ended or failed
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,6 +103,8 @@ class TradeUpdates:
         self._thread: threading.Thread | None = None
         self.connected = False
         self.connections = 0
+        self.position: str | None = None  # id of the last event that is in, as far as the venue tells ids
+        self.resumed = False  # this connection goes on where the one before it ended
         self.counters: Counter[str] = Counter()
 
     def __repr__(self) -> str:
@@ -200,10 +220,18 @@ class TradeUpdates:
         answer = await self._answer(socket, "authorization")
         if answer.get("status") != "authorized":
             raise VenueAuthError("the trade_updates stream refused the credentials")
-        await socket.send(json.dumps({"action": "listen", "data": {"streams": [TRADE_UPDATES]}}))
+        wanted: dict[str, Any] = {"streams": [TRADE_UPDATES]}
+        if self._on_slice is not None:
+            wanted["streams"].append(SLICES)
+            if self.position is not None:
+                wanted["since"] = self.position
+        await socket.send(json.dumps({"action": "listen", "data": wanted}))
         answer = await self._answer(socket, "listening")
         if TRADE_UPDATES not in (answer.get("streams") or ()):
             raise BrokerUnavailableError("the venue does not offer trade_updates on this stream")
+        self.resumed = answer.get("resumed") is True
+        if not self.resumed and isinstance(answer.get("event_id"), str):
+            self.position = answer["event_id"]
         self._backoff.mark_connected(time.monotonic())
         self._dropped.clear()
         self.connections += 1
@@ -239,6 +267,9 @@ class TradeUpdates:
             message = parse_json(frame)
             if not isinstance(message, dict):
                 raise CodecError("the message is no object", data=frame)
+            if message.get("stream") == SLICES and self._on_slice is not None:
+                self._on_slice(_parse_slice(message))
+                return None
             if message.get("stream") != TRADE_UPDATES:
                 return message
             event = parse_trade_event(message.get("data") or {})
@@ -249,6 +280,8 @@ class TradeUpdates:
             return None
         self.counters["events"] += 1
         self._on_event(event)
+        if self.position is not None:
+            self.position = max(self.position, event.event_id)
         return None
 
     def _drop(self) -> None:
@@ -260,3 +293,10 @@ class TradeUpdates:
             if error is not None or connected:
                 self._error = error
             self._changed.notify_all()
+
+
+def _parse_slice(message: dict[str, Any]) -> SliceMark:
+    try:
+        return msgspec.convert(message.get("data"), type=SliceMark)
+    except msgspec.ValidationError as error:
+        raise CodecError(f"a slice cannot be read: {error}") from None

@@ -31,7 +31,7 @@ from dry_work.errors import (
 from dry_work.orders.books import Fill
 from dry_work.orders.model import OrderRequest, VenueOrder
 
-ATTEMPTS = 8  # of one request
+ATTEMPTS = 16  # of one request: an outage of a minute delays it, a longer one ends it
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 5.0
 CLOCK_TOLERANCE_NS = 2_000_000_000  # between the venue's clock and its orders' times
@@ -366,16 +366,18 @@ class OrderGateway:
         if task.is_resync:
             self.resyncs_begun += 1
         number = self.resyncs_begun
+        is_complete = True
         for name in task.client_order_ids:
             try:
                 found = self._retry(lambda name=name: self._venue.order_by_client_id(name))  # type: ignore[misc]
             except BrokerError as error:
                 _log.warning("look-up failed", client_order_id=name, error=str(error))
+                is_complete = is_complete and not error.retryable
                 continue
             if found is not None:
                 self._order_ids.setdefault(name, found.id)
             self._on_outcome(OrderLookedUp(name, found))
-        if task.is_resync:
+        if task.is_resync and is_complete:
             self.resyncs_done = number
 
     def _report(self, number: int) -> None:

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import structlog
 
-from dry_work.alpaca.streams import TradeUpdates
+from dry_work.alpaca.streams import SliceMark, TradeUpdates
 from dry_work.alpaca.trading import TradingApi
-from dry_work.backoff import Backoff
+from dry_work.backoff import CAP_S, Backoff
 from dry_work.broker.account import AccountCache, AccountKeeper, AccountState, fetch_account
 from dry_work.broker.desk import DeskItem
 from dry_work.broker.gateway import OrderGateway
@@ -27,6 +27,8 @@ from dry_work.wakeup import Wakeup
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 2.0
 EVENT_PATIENCE_S = 2.0  # an event that is due and does not come for so long is looked for by REST
+
+LOCK_STEP_WAIT_S = 2.0  # the market waits for us, so that nobody is hammered by a try every two seconds
 
 _Answer = TypeVar("_Answer")
 
@@ -44,7 +46,8 @@ class VenueLink:
         open_orders: returns the client order ids of the orders that can still be filled; called from any thread.
         is_due: tells whether the engine has something to do because of the time; called some times a second.
         on_failure: takes the error of a thread that died.
-        refresh_s: seconds between snapshots of the account; None: no snapshots.
+        refresh_s: seconds between snapshots of the account. None is lock-step with the simulated exchange: no
+            snapshots, and the stream tells of slices.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class VenueLink:
         self._is_due = is_due
         self._on_failure = on_failure
         self._counters = counters
+        self._lockstep = refresh_s is None
         self._last_event_id = ""
         self._awaited: tuple[str, int, float] | None = None  # event id, resyncs begun when it was asked for, since
         self._order_api, self._account_api = (
@@ -83,6 +87,8 @@ class VenueLink:
             on_listening=self._on_listening,
             on_unreadable=self._on_unreadable,
             on_failure=on_failure,
+            on_slice=self._on_slice if self._lockstep else None,
+            longest_wait_s=LOCK_STEP_WAIT_S if self._lockstep else CAP_S,
         )
         self._keeper = AccountKeeper(
             self._account_api,
@@ -187,8 +193,16 @@ class VenueLink:
         self.inbox.append(item)
         self._wakeup.set()
 
+    def _on_slice(self, mark: SliceMark) -> None:
+        # Its events came before it on the same connection, unless a connection before this one swallowed some.
+        if mark.account_event_id <= self._last_event_id < mark.event_id:
+            self._last_event_id = mark.event_id
+            self._wakeup.set()
+
     def _on_listening(self, connections: int) -> None:
-        if connections > 1:
+        if connections == 1:
+            self._last_event_id = self._stream.position or ""  # what came before is in the snapshot that follows
+        elif not self._stream.resumed:
             self._resync()
 
     def _on_unreadable(self, error: CodecError) -> None:
@@ -206,6 +220,8 @@ class VenueLink:
             event_id, resyncs, since_s = awaited
             if gateway.resyncs_done > resyncs:
                 self._wakeup.set()
+            elif self._lockstep and not self._stream.connected:
+                pass  # the stream will go on where it ended
             elif time.monotonic() - since_s >= EVENT_PATIENCE_S:
                 _log.warning("a trade event is overdue, open orders are looked up", event_id=event_id)
                 self._awaited = (event_id, resyncs, time.monotonic())

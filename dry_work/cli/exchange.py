@@ -45,6 +45,11 @@ _LOOK_S = 0.5
     help="Data seconds a second; max is lock-step with the consumers.",
 )
 @click.option(
+    "--skip-gaps",
+    is_flag=True,
+    help="With a speed, nights and weekends (an hour and more without a bar) pass like a minute.",
+)
+@click.option(
     "--rules",
     type=click.Choice(["alpaca", "backtrader"]),
     default="alpaca",
@@ -107,6 +112,13 @@ _LOOK_S = 0.5
     is_flag=True,
     help="Cancels and replacements reach the market one slice later and may lose to a fill. Only with --rules alpaca.",
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep a log of all orders and other changes there, and go on from it after a stop or a crash. Default: a new "
+    "exchange at every start.",
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -114,6 +126,7 @@ def command(
     data: tuple[str, ...],
     symbols_file: Path | None,
     speed: str,
+    skip_gaps: bool,
     rules: str,
     consumers: int | None,
     cash: str,
@@ -125,6 +138,7 @@ def command(
     stream_symbols: int | None,
     requests_per_minute: int | None,
     races: bool,
+    state_dir: Path | None,
 ) -> None:
     """Run the simulated exchange: Alpaca's trading API, trade updates and market data on recorded or synthetic prices.
 
@@ -135,6 +149,7 @@ def command(
     \b
         dry-work exchange
         dry-work exchange --data recordings/ --speed 600 --rules alpaca
+        dry-work exchange --data recordings/ --speed max --state-dir exchange-state/
         dry-work exchange --key MYKEY:mysecret --connections 1 --requests-per-minute 200
     """
     from dry_work.cli.signals import StopWaiter
@@ -149,6 +164,8 @@ def command(
     secrets = _parse_keys(keys)
     if stale_s and connections is None:
         raise ConfigError("--stale-session has no effect without --connections: give both, or neither")
+    if skip_gaps and data_speed is None:
+        raise ConfigError("--skip-gaps has no effect with --speed max, where nights take no time: leave it out")
     recording, ticks = _open_recording(data, symbols_file)
     with StopWaiter() as waiter:
         server = ExchangeServer(
@@ -166,6 +183,8 @@ def command(
             ),
             requests_per_minute=requests_per_minute,
             changes_in_flight=races,
+            skip_gaps=skip_gaps,
+            state_dir=state_dir,
             on_failure=waiter.fail,
         )
         server.start()
@@ -176,6 +195,12 @@ def command(
                 click.echo(f"data: {line}")
             if len(ticks):
                 click.echo(f"data: {len(ticks)} trades and quotes beside the bars")
+            if server.resumed:
+                facts = server.describe()
+                click.echo(
+                    f"resumed from {state_dir} in slice {facts['slice']} of {facts['slices']}: {facts['orders']} order "
+                    f"requests, {facts['fills']} fills so far"
+                )
             if secrets is None:
                 click.echo("any credentials are admitted; --key ID:SECRET admits only those named")
             code = _show_progress(server, waiter)
@@ -196,12 +221,13 @@ def _show_progress(server: ExchangeServer, waiter: StopWaiter) -> int:
     shown = ("", 0)
     shown_s = 0.0
     while True:
+        code = waiter.wait(0.0 if not shown_s else _LOOK_S)
         facts = server.describe()
         now = (facts["state"], facts["slice"])
-        if now[0] != shown[0] or (now != shown and time.monotonic() - shown_s >= _PROGRESS_S):
+        is_new = now[0] != shown[0] or (now != shown and time.monotonic() - shown_s >= _PROGRESS_S)
+        if is_new and (code is None or now[0] == "ended"):
             shown, shown_s = now, time.monotonic()
             click.echo(_describe_progress(facts))
-        code = waiter.wait(_LOOK_S)
         if code is not None:
             return code
 

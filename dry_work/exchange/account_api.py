@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import re
-from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import msgspec
-import numpy as np
 from aiohttp import web
 from msgspec.structs import replace
 
 from dry_work.clock import DAY_NS, SECOND_NS
 from dry_work.exchange.account import AccountSettings
 from dry_work.exchange.answers import authorize, build_answer, query_limit, query_time, query_word, read_object
+from dry_work.exchange.commands import ChangeSettings, Command
 from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.equity import EquityLog
 from dry_work.exchange.order_rules import RefusedError
-from dry_work.exchange.timeframes import NEW_YORK, Timeframe, find_starts
+from dry_work.exchange.timeframes import NEW_YORK, Timeframe
 from dry_work.exchange.venue import Venue
 from dry_work.orders.model import TradeEvent
 from dry_work.wire.alpaca_rest import CODE_REQUEST, encode_decimal
@@ -39,40 +38,11 @@ _SPELLINGS = {"1min": "1Min", "5min": "5Min", "15min": "15Min", "1h": "1H", "1d"
 _WORDS = {"trade_confirm_email": ("all", "none"), "max_margin_multiplier": ("1", "2", "4")}
 
 
-class EquityLog:
-    """The equity of one account over time."""
-
-    def __init__(self, time_ns: int, equity: Decimal) -> None:
-        self._times = array("q", [time_ns])
-        self._values = array("d", [float(equity)])
-
-    def add(self, time_ns: int, equity: Decimal) -> None:
-        """Enter the equity at a time later than the last."""
-        self._times.append(time_ns)
-        self._values.append(float(equity))
-
-    def before(self, time_ns: int) -> tuple[int, float]:
-        """Return time and value of the last entry before `time_ns`, else of the first."""
-        row = max(bisect_left(self._times, time_ns) - 1, 0)
-        return self._times[row], self._values[row]
-
-    def last_by(self, timeframe: Timeframe, first_ns: int, last_ns: int) -> list[tuple[int, float]]:
-        """Return (start, last value) of each stretch of `timeframe` with entries from `first_ns` to `last_ns`."""
-        rows = slice(bisect_left(self._times, first_ns), bisect_right(self._times, last_ns))
-        times = np.array(self._times[rows], dtype=np.int64)
-        if not len(times):
-            return []
-        # An entry is of the end of a bar: what ends at midnight belongs to the day before.
-        starts = find_starts(times - 1, timeframe, NEW_YORK)
-        lasts = np.flatnonzero(np.concatenate((starts[1:] != starts[:-1], [True])))
-        values = self._values[rows]
-        return [(int(starts[row]), values[row]) for row in lasts.tolist()]
-
-
 class AccountApi:
     """Answers what is not about single orders and positions.
 
     Args:
+        execute: carries out a command.
         fills: the fill events of a key so far, oldest first.
         equity: the equity of a key so far.
     """
@@ -82,11 +52,13 @@ class AccountApi:
         venue: Venue,
         *,
         credentials: Credentials,
+        execute: Callable[[Command], Any],
         fills: Callable[[str], Sequence[TradeEvent]],
         equity: Callable[[str], EquityLog],
     ) -> None:
         self._venue = venue
         self._credentials = credentials
+        self._execute = execute
         self._fills = fills
         self._equity = equity
 
@@ -123,7 +95,8 @@ class AccountApi:
             if not is_allowed:
                 raise RefusedError(422, CODE_REQUEST, f"invalid {name}: {str(value)[:40]}")
             changes[name] = value
-        self._venue.change_settings(key_id, replace(self._venue.settings(key_id), **changes))
+        settings = replace(self._venue.settings(key_id), **changes)
+        self._execute(ChangeSettings(key_id=key_id, settings=settings))
         return build_answer(_describe_settings(self._venue.settings(key_id)))
 
     # Activities

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from dry_work.clock import Clock
@@ -60,6 +60,12 @@ class Credentials:
             self._opened.add(key_id)
         self._seen_s[key_id] = self._clock.monotonic()
         return True
+
+    def restore(self, key_ids: Iterable[str]) -> None:
+        """Take note of keys that have their accounts already, as if they had been heard of now."""
+        for key_id in key_ids:
+            self._opened.add(key_id)
+            self._seen_s[key_id] = self._clock.monotonic()
 
     def admit_headers(self, headers: Mapping[str, str]) -> str | None:
         """Return the key id of good credentials in the headers."""

@@ -143,6 +143,12 @@ class DataSockets:
             for frame in join_items(items, codec):
                 session.out.send(frame)
 
+    def publish_revision(self, bar: Bar) -> None:
+        """Send a corrected bar to the sessions that take them."""
+        for session in list(self._sessions):
+            if session.wants("updatedBars", bar.symbol):
+                session.send_item(encode_bar_item(bar, "u"))
+
     def repeat(self, current: OpenSlice) -> None:
         """Send a slice again to the sessions that take watermarks."""
         for session in list(self._sessions):

@@ -1,4 +1,4 @@
-"""The market player: a recording goes through the venue slice by slice. Event-loop only.
+"""The market player: a recording goes through the exchange slice by slice. Event-loop only.
 
 `Lockstep` and `Pace` hold the rules of when the market may move and are pure; `MarketPlayer` waits and moves it.
 In lock-step (`speed` None) a slice ends when every consumer has reported it done and its orders have arrived, and none
@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 import structlog
 
-from dry_work.clock import SECOND_NS
+from dry_work.clock import HOUR_NS, MINUTE_NS, SECOND_NS
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.market.messages import Bar
 from dry_work.wire.alpaca_rest import CODE_NOT_FOUND, CODE_VALIDATION
@@ -24,6 +25,7 @@ from dry_work.wire.alpaca_rest import CODE_NOT_FOUND, CODE_VALIDATION
 _log = structlog.get_logger(__name__)
 
 TICK_S = 0.05  # how often trades and quotes that are due are sent between two slices
+SHORTEST_NIGHT_NS = HOUR_NS  # a longer time without any bar is no trading time
 CHECK_S = 1.0  # how often a waiting lock-step market looks for consumers that are gone
 
 
@@ -160,6 +162,11 @@ class Pace:
         """Return the data time that belongs to a time of the clock."""
         return self.start_ns + int((now_s - self.start_s) * self.speed * SECOND_NS)
 
+    def skip(self, last_ns: int, end_ns: int) -> Pace:
+        """Return the pace at which a night or weekend between two slices passes like a minute."""
+        gap_ns = end_ns - last_ns
+        return replace(self, start_ns=self.start_ns + gap_ns - MINUTE_NS) if gap_ns > SHORTEST_NIGHT_NS else self
+
 
 def mark_last(slices: Iterable[tuple[int, Sequence[Bar]]]) -> Iterator[tuple[int, int, Sequence[Bar], bool]]:
     """Yield (number from 1, end, bars, whether it is the last) of each slice."""
@@ -174,80 +181,107 @@ def mark_last(slices: Iterable[tuple[int, Sequence[Bar]]]) -> Iterator[tuple[int
         yield number + 1, *held, True
 
 
+class MarketFloor(Protocol):
+    """What the player moves."""
+
+    @property
+    def lockstep(self) -> Lockstep: ...
+    @property
+    def current(self) -> OpenSlice | None: ...  # the last slice that was opened
+    def upcoming_ns(self) -> int | None: ...  # the end of the slice that follows, None when none does
+    def advance(self) -> OpenSlice: ...
+    def close_slice(self) -> None: ...
+    def leave(self, consumer: str) -> None: ...
+
+
 class MarketPlayer:
-    """Moves the market. Event-loop only.
+    """Moves the market, from where it stands. Event-loop only.
 
     Args:
-        slices: (end time, bars) by rising end time.
+        floor: the exchange.
         speed: data seconds a second; None is lock-step.
-        lockstep: the consumers; with a `speed` only its count of expected ones matters, before the first slice.
-        advance: moves the venue: (end time, bars) to the id of the last trade event.
-        publish: sends a slice to the data sessions.
+        publish: sends a slice to the sessions.
         publish_ticks: sends the trades and quotes before a time that were not sent yet; None when there are none.
         is_subscribed: tells whether all these symbols have a session that takes bars and watermarks.
         silent_s: seconds since a key was last heard of, 0 while it has a trade stream open.
-        consumer_timeout_s: a consumer that owes a slice and was silent for so long no longer holds the market.
+        skip_gaps: with a speed, nights and weekends pass at once.
+        consumer_timeout_s: a consumer that owes a slice and was silent for so long no longer holds the market. With a
+            speed, how long the market waits for its consumers' subscriptions after a restart.
         order_timeout_s: how long reported order requests may take to arrive.
     """
 
     def __init__(
         self,
-        slices: Iterable[tuple[int, Sequence[Bar]]],
+        floor: MarketFloor,
         *,
         speed: float | None,
-        lockstep: Lockstep,
-        advance: Callable[[int, Sequence[Bar]], str],
         publish: Callable[[OpenSlice], None],
         is_subscribed: Callable[[frozenset[str]], bool],
         silent_s: Callable[[str], float],
         publish_ticks: Callable[[int], None] | None = None,
+        skip_gaps: bool = False,
         consumer_timeout_s: float = 30.0,
         order_timeout_s: float = 10.0,
     ) -> None:
         self.state = MarketState.WAITING
-        self.current: OpenSlice | None = None  # the last slice that was published
-        self._slices = slices
+        self._floor = floor
         self._speed = speed
-        self._lockstep = lockstep
-        self._advance = advance
         self._publish = publish
         self._publish_ticks = publish_ticks
         self._is_subscribed = is_subscribed
         self._silent_s = silent_s
+        self._skip_gaps = skip_gaps
         self._consumer_timeout_s = consumer_timeout_s
         self._order_timeout_s = order_timeout_s
         self._changed = asyncio.Event()
+        self._is_resuming = floor.current is not None
 
     @property
     def open_slice(self) -> OpenSlice | None:
-        """The slice that is published and not yet done; always None with a speed."""
-        return self.current if self._speed is None and self._lockstep.is_open else None
+        """The slice that is published and not yet done; None with a speed, but for the last slice before a restart."""
+        is_open = self._floor.lockstep.is_open if self._speed is None else self._is_resuming
+        return self._floor.current if is_open else None
 
     def notify(self) -> None:
         """Look again whether the market may move: a consumer, a subscription or an order has come or gone."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Play all slices; returns when the last one is done."""
+        """Play all slices that are left; returns when the last one is done."""
+        floor = self._floor
+        if self._is_resuming and self._speed is None and floor.lockstep.is_open:
+            self.state = MarketState.RUNNING
+            await self._end_slice()
         pace: Pace | None = None
-        loop = asyncio.get_running_loop()
-        for number, end_ns, bars, last in mark_last(self._slices):
-            if self._speed is None or number == 1:
+        while (end_ns := floor.upcoming_ns()) is not None:
+            if self._speed is None or floor.current is None:
                 await self._wait_for_consumers()
+            elif self._is_resuming:
+                await self._wait_for_subscribers()
+                self.state = MarketState.RUNNING
             if self._speed is not None:
-                pace = pace or Pace(self._speed, loop.time(), end_ns)
+                pace = self._find_pace(pace, end_ns)
                 await self._wait_until_due(pace, end_ns)
             if self._publish_ticks is not None:
                 self._publish_ticks(end_ns)
+            self._is_resuming = False
             self.state = MarketState.RUNNING
-            self._lockstep.open(number)
-            event_id = self._advance(end_ns, bars)
-            self.current = OpenSlice(number=number, end_ns=end_ns, bars=tuple(bars), event_id=event_id, last=last)
-            self._publish(self.current)
-            if self._speed is None:
-                await self._wait_for_reports()
-            self._lockstep.close()
+            self._publish(floor.advance())
+            await self._end_slice()
+        self._is_resuming = False
         self.state = MarketState.ENDED
+
+    async def _end_slice(self) -> None:
+        if self._speed is None:
+            await self._wait_for_reports()
+        self._floor.close_slice()
+
+    def _find_pace(self, pace: Pace | None, end_ns: int) -> Pace:
+        assert self._speed is not None
+        current = self._floor.current
+        last_ns = end_ns if current is None else current.end_ns
+        pace = pace or Pace(self._speed, asyncio.get_running_loop().time(), last_ns)
+        return pace.skip(last_ns, end_ns) if self._skip_gaps else pace
 
     async def _wait_until_due(self, pace: Pace, end_ns: int) -> None:
         loop = asyncio.get_running_loop()
@@ -262,19 +296,28 @@ class MarketPlayer:
     async def _wait_for_consumers(self) -> None:
         while True:
             self._changed.clear()
-            lockstep = self._lockstep
+            lockstep = self._floor.lockstep
             if lockstep.has_quorum() and self._is_subscribed(lockstep.wanted()):
                 return
             self.state = MarketState.WAITING
             await self._wait_for_change()
 
+    async def _wait_for_subscribers(self) -> None:
+        """Give those who were there before a restart the time to come back."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._consumer_timeout_s
+        while loop.time() < end_s and not self._is_subscribed(self._floor.lockstep.wanted()):
+            self._changed.clear()
+            await self._wait_for_change()
+
     async def _wait_for_reports(self) -> None:
         loop = asyncio.get_running_loop()
+        lockstep = self._floor.lockstep
         reported_s: float | None = None
         while True:
             self._changed.clear()
-            owing = self._lockstep.owing()
-            missing = {} if owing else self._lockstep.missing_orders()
+            owing = lockstep.owing()
+            missing = {} if owing else lockstep.missing_orders()
             if not owing and not missing:
                 return
             if owing:
@@ -283,17 +326,15 @@ class MarketPlayer:
             else:
                 reported_s = loop.time() if reported_s is None else reported_s
                 if loop.time() - reported_s >= self._order_timeout_s:
-                    _log.warning(
-                        "reported orders did not arrive", slice=self._lockstep.number, missing=sum(missing.values())
-                    )
+                    _log.warning("reported orders did not arrive", slice=lockstep.number, missing=sum(missing.values()))
                     return
             await self._wait_for_change()
 
     def _drop_silent(self, owing: Sequence[str]) -> None:
         for consumer in owing:
-            if self._silent_s(self._lockstep.key_id(consumer)) >= self._consumer_timeout_s:
+            if self._silent_s(self._floor.lockstep.key_id(consumer)) >= self._consumer_timeout_s:
                 _log.warning("consumer is gone and no longer holds the market", consumer=consumer)
-                self._lockstep.leave(consumer)
+                self._floor.leave(consumer)
                 self.notify()
 
     async def _wait_for_change(self) -> None:

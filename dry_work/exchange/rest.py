@@ -22,6 +22,7 @@ from dry_work.exchange.answers import (
     query_word,
     read_object,
 )
+from dry_work.exchange.commands import Cancel, CancelAll, ClosePosition, Command, CountOrder, Replace, Submit
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.venue import Venue
@@ -32,6 +33,7 @@ from dry_work.wire.alpaca_rest import (
     CODE_NOT_FOUND,
     CODE_REQUEST,
     CODE_VALIDATION,
+    RequestError,
     asset_class,
     asset_id,
     encode_account,
@@ -51,8 +53,8 @@ class TradingApi:
     """Answers the trading API from the venue.
 
     Args:
+        execute: carries out a command.
         opened_ns: when the accounts were made, in the exchange's time.
-        count_order: called with the key of each order request once it is carried out.
     """
 
     def __init__(
@@ -60,15 +62,15 @@ class TradingApi:
         venue: Venue,
         *,
         credentials: Credentials,
+        execute: Callable[[Command], Any],
         calendar: SessionCalendar,
         opened_ns: int,
-        count_order: Callable[[str], None],
     ) -> None:
         self._venue = venue
         self._credentials = credentials
+        self._execute = execute
         self._calendar = calendar
         self._opened_ns = opened_ns
-        self._count_order = count_order
         self._spelling = SymbolSpelling(venue.assets)
         self._by_asset_id = {asset_id(symbol): symbol for symbol in venue.assets}
 
@@ -171,10 +173,12 @@ class TradingApi:
         await request.read()  # a request counts once it is here as a whole, whatever it says
         try:
             order_request = parse_order_request(await read_object(request))
-            symbol = self.canonical_symbol(order_request.symbol)
-            return build_answer(encode_order(self._venue.submit(key_id, replace(order_request, symbol=symbol))))
-        finally:
-            self._count_order(key_id)
+        except (CodecError, RequestError):
+            self._execute(CountOrder(key_id=key_id))
+            raise
+        symbol = self.canonical_symbol(order_request.symbol)
+        order: VenueOrder = self._execute(Submit(key_id=key_id, request=replace(order_request, symbol=symbol)))
+        return build_answer(encode_order(order))
 
     async def _get_orders(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
@@ -212,12 +216,13 @@ class TradingApi:
         # Not counted as an order request: the lock-step waits for submits alone.
         key_id = authorize(self._credentials, request)
         change = parse_replacement(await read_object(request))
-        order = self._venue.replace(key_id, request.match_info["order_id"].lower(), change)
+        order_id = request.match_info["order_id"].lower()
+        order: VenueOrder = self._execute(Replace(key_id=key_id, order_id=order_id, change=change))
         return build_answer(encode_order(order))
 
     async def _delete_order(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
-        self._venue.cancel(key_id, request.match_info["order_id"].lower())
+        self._execute(Cancel(key_id=key_id, order_id=request.match_info["order_id"].lower()))
         return web.Response(status=204)
 
     async def _delete_orders(self, request: web.Request) -> web.Response:
@@ -227,7 +232,7 @@ class TradingApi:
     def _cancel_all(self, key_id: str) -> list[dict[str, Any]]:
         return [
             {"id": order_id, "status": status} if body is None else {"id": order_id, "status": status, "body": body}
-            for order_id, status, body in self._venue.cancel_all(key_id)
+            for order_id, status, body in self._execute(CancelAll(key_id=key_id))
         ]
 
     # Positions
@@ -250,7 +255,8 @@ class TradingApi:
         key_id = authorize(self._credentials, request)
         symbol = self.canonical_symbol(request.match_info["symbol"])
         amounts = [_query_amount(request, name) for name in ("qty", "percentage")]
-        order = self._venue.close_position(key_id, symbol, qty=amounts[0], percentage=amounts[1])
+        command = ClosePosition(key_id=key_id, symbol=symbol, qty=amounts[0], percentage=amounts[1])
+        order: VenueOrder = self._execute(command)
         return build_answer(encode_order(order))
 
     async def _delete_positions(self, request: web.Request) -> web.Response:
@@ -260,7 +266,8 @@ class TradingApi:
         rows = []
         for position in self._venue.positions(key_id):
             try:
-                status, body = 200, encode_order(self._venue.close_position(key_id, position.symbol))
+                order: VenueOrder = self._execute(ClosePosition(key_id=key_id, symbol=position.symbol))
+                status, body = 200, encode_order(order)
             except RefusedError as error:
                 status, body = error.http_status, encode_error(error.code, error.message, error.context)
             rows.append({"symbol": position.symbol.replace("/", ""), "status": status, "body": body})

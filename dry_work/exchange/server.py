@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import errno
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,25 +21,29 @@ from aiohttp import web
 
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError
-from dry_work.exchange.account_api import AccountApi, EquityLog
+from dry_work.exchange.account_api import AccountApi
 from dry_work.exchange.answers import RequestBudget, build_middleware
+from dry_work.exchange.commands import FORMAT, Command, LogHeader, OpenAccount
 from dry_work.exchange.control import ControlApi
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.data_sockets import DataSockets, StreamLimits
 from dry_work.exchange.history import MarketHistory
 from dry_work.exchange.latest import LatestApi
-from dry_work.exchange.market import Lockstep, MarketPlayer
+from dry_work.exchange.market import MarketPlayer, OpenSlice
+from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.rest import TradingApi, describe_asset
+from dry_work.exchange.state import ExchangeState
+from dry_work.exchange.state_log import StateLog
 from dry_work.exchange.tables import MarketTables
 from dry_work.exchange.tape import Tape
 from dry_work.exchange.trade_socket import TradeSocket
-from dry_work.exchange.venue import RuleSet, Venue
+from dry_work.exchange.venue import RuleSet
 from dry_work.exchange.watchlists import WatchlistApi
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.calendar import SessionCalendar
-from dry_work.market.messages import Bar
 from dry_work.orders.model import TradeEvent
+from dry_work.wire.alpaca_rest import CODE_INTERNAL
 from dry_work.wire.pubsub import encode_time
 
 _log = structlog.get_logger(__name__)
@@ -57,6 +61,7 @@ class ExchangeServer:
         ticks: trades and quotes that are told beside them.
         rules: rule set of the venue.
         speed: data seconds a second; None is lock-step, as fast as the consumers report.
+        skip_gaps: with a speed, nights and weekends pass at once.
         consumers: consumers that have to be there before the market starts; None is 1 in lock-step, otherwise 0.
         cash: of a new account.
         keys: secret by key id; None admits any credentials, each key id with an account of its own.
@@ -65,6 +70,7 @@ class ExchangeServer:
             limit.
         changes_in_flight: cancels and replacements may lose to a fill in the next slice; rule set `alpaca` only.
         consumer_timeout_s: a consumer that was not heard of for so long no longer holds the market.
+        state_dir: folder of the log from which an exchange that was killed goes on; None keeps nothing.
         on_failure: called once, from the server's thread, when it dies.
     """
 
@@ -75,6 +81,7 @@ class ExchangeServer:
         ticks: TickRecording | None = None,
         rules: RuleSet = "backtrader",
         speed: float | None = None,
+        skip_gaps: bool = False,
         consumers: int | None = None,
         cash: Decimal = Decimal(100_000),
         host: str = "127.0.0.1",
@@ -84,69 +91,76 @@ class ExchangeServer:
         requests_per_minute: int | None = None,
         changes_in_flight: bool = False,
         consumer_timeout_s: float = 30.0,
+        state_dir: str | Path | None = None,
         clock: Clock | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         if speed is not None and not 0 < speed < float("inf"):
             raise ConfigError(f"speed {speed} is not usable: expected a number above 0, or max")
+        if skip_gaps and speed is None:
+            raise ConfigError("gaps are skipped with a speed alone: with speed max they take no time")
         if consumers is not None and consumers < (1 if speed is None else 0):
             raise ConfigError(f"{consumers} consumers are not enough: with speed max at least 1 has to be expected")
         if not cash.is_finite() or cash < 0:
             raise ConfigError(f"cash {cash} is not usable: expected an amount of at least 0")
-        ends = recording.slice_ends()
-        if not len(ends):
-            raise ConfigError("the recording has no bars: there is nothing to play")
         self.recording = recording
         self.rules = rules
         self.speed = speed
         self.host = host
         self.port = port
-        self._slices = len(ends)
-        self._start_ns = int(ends[0]) - recording.length_ns
-        self._end_ns = int(ends[-1])
-        self._ticks = ticks or TickRecording({})
-        self._tape = Tape(self._ticks, start_ns=self._start_ns)
-        self._changes_in_flight = changes_in_flight
+        self._limits = limits or StreamLimits()
         self._consumer_timeout_s = consumer_timeout_s
         self._on_failure = on_failure
-        self._lockstep = Lockstep((1 if speed is None else 0) if consumers is None else consumers)
         self._clock = clock or SystemClock()
-        self._limits = limits or StreamLimits()
         self._budget = RequestBudget(requests_per_minute, clock=self._clock)
-        self._keys = keys
-        self._cash = cash
-        self._fills: defaultdict[str, list[TradeEvent]] = defaultdict(list)
-        self._equity: dict[str, EquityLog] = {}
-        self._fill_count = 0
-        self._order_count = 0
+        self._header = LogHeader(
+            format=FORMAT,
+            fingerprint=recording.fingerprint,
+            rules=rules,
+            cash=cash,
+            changes_in_flight=changes_in_flight,
+        )
+        self._log = None if state_dir is None else StateLog(state_dir)
+        self._log_error: ConfigError | None = None
         self._started: Future[int] = Future()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        self._build()
+        expected = (1 if speed is None else 0) if consumers is None else consumers
+        self._build(ticks or TickRecording({}), expected=expected, cash=cash, keys=keys, skip_gaps=skip_gaps)
+        self.resumed = False  # the state of an earlier run was found
 
-    def _build(self) -> None:
+    def _build(
+        self, ticks: TickRecording, *, expected: int, cash: Decimal, keys: Mapping[str, str] | None, skip_gaps: bool
+    ) -> None:
         calendar = SessionCalendar()
-        self._venue = Venue(
+        tables = MarketTables(self.recording, ticks)
+        state = self._state = ExchangeState(
+            self.recording,
+            tables=tables,
             rules=self.rules,
-            assets=self.recording.symbols,
-            emit=self._emit,
-            now_ns=self._start_ns,
-            is_open=calendar.is_open,
-            session_close_ns=calendar.session_close_ns,
-            changes_in_flight=self._changes_in_flight,
+            cash=cash,
+            expected=expected,
+            calendar=calendar,
+            changes_in_flight=self._header.changes_in_flight,
+            write=None if self._log is None else self._write,
+            tell=self._emit,
         )
-        self._credentials = Credentials(self._keys, open_account=self._open_account, clock=self._clock)
+        venue = state.venue
+        self._tape = Tape(ticks, start_ns=state.start_ns)
+        self._credentials = Credentials(keys, open_account=self._open_account, clock=self._clock)
         limits = self._limits
         self._trades = TradeSocket(
             self._credentials,
+            open_slice=lambda: self._player.open_slice,
+            account=lambda key_id: state.accounts[key_id],
+            last_event_id=lambda: venue.last_event_id,
             clock=self._clock,
             auth_timeout_s=limits.auth_timeout_s,
             queue_bytes=limits.queue_bytes,
             connections=limits.trade_connections,
             stale_s=limits.stale_s,
         )
-        tables = MarketTables(self.recording, self._ticks)
         self._data = DataSockets(
             self._credentials,
             limits=limits,
@@ -156,21 +170,24 @@ class ExchangeServer:
             clock=self._clock,
         )
         self._trading = TradingApi(
-            self._venue,
+            venue,
             credentials=self._credentials,
+            execute=self._execute,
             calendar=calendar,
-            opened_ns=self._start_ns,
-            count_order=self._count_order,
+            opened_ns=state.start_ns,
         )
         self._account = AccountApi(
-            self._venue,
+            venue,
             credentials=self._credentials,
-            fills=lambda key_id: self._fills[key_id],
-            equity=lambda key_id: self._equity[key_id],
+            execute=self._execute,
+            fills=lambda key_id: state.accounts[key_id].fills,
+            equity=lambda key_id: state.accounts[key_id].equity,
         )
         self._watchlists = WatchlistApi(
-            self._venue,
+            venue,
             credentials=self._credentials,
+            execute=self._execute,
+            watchlists=lambda key_id: state.accounts[key_id].watchlists,
             canonical_symbol=self._trading.canonical_symbol,
             describe_asset=describe_asset,
         )
@@ -181,23 +198,27 @@ class ExchangeServer:
             tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
         )
         self._control = ControlApi(
-            self._lockstep,
+            state.lockstep,
             credentials=self._credentials,
+            execute=self._execute,
             describe=self.describe,
             canonical_symbol=self._trading.canonical_symbol,
             assets=frozenset(self.recording.symbols),
-            on_change=self._wake,
             resend=self._repeat_slice,
+            tell_revision=self._data.publish_revision,
         )
-        self._player = MarketPlayer(
-            self.recording.slices(),
+        self._skip_gaps = skip_gaps
+        self._player = self._build_player()
+
+    def _build_player(self) -> MarketPlayer:
+        return MarketPlayer(
+            self._state,
             speed=self.speed,
-            lockstep=self._lockstep,
-            advance=self._advance,
-            publish=self._data.publish,
+            publish=self._publish,
             is_subscribed=self._data.covers,
             silent_s=self._credentials.silent_s,
             publish_ticks=self._publish_ticks if len(self._tape) else None,
+            skip_gaps=self._skip_gaps,
             consumer_timeout_s=self._consumer_timeout_s,
         )
 
@@ -217,13 +238,16 @@ class ExchangeServer:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def start(self) -> None:
-        """Listen; returns when clients can connect.
+        """Take up the state of an earlier run, if there is one, and listen; returns when clients can connect.
 
         Raises:
-            ConfigError: when host and port cannot be listened on.
+            ConfigError: when host and port cannot be listened on, or the state directory cannot be used.
+            LeaseHeldError: when another exchange has the state directory.
         """
         if self._thread is not None:
             raise RuntimeError("the exchange was started before")
+        if self._log is not None:
+            self._resume(self._log)
         self._thread = threading.Thread(target=self._run_thread, name="exchange", daemon=True)
         self._thread.start()
         self.port = self._started.result(START_TIMEOUT_S)
@@ -242,7 +266,7 @@ class ExchangeServer:
 
     def describe(self) -> dict[str, Any]:
         """Return what is played and how far it is, as `GET /dry-work/v1/session` answers it."""
-        player = self._player
+        state = self._state
         return {
             "simulated": True,
             "rules": self.rules,
@@ -250,47 +274,67 @@ class ExchangeServer:
             "speed": "max" if self.speed is None else self.speed,
             "fingerprint": self.recording.fingerprint,
             "symbols": list(self.recording.symbols),
-            "slices": self._slices,
-            "state": player.state.value,
-            "slice": 0 if player.current is None else player.current.number,
-            "start": encode_time(self._start_ns),
-            "end": encode_time(self._end_ns),
-            "time": encode_time(self._venue.now_ns),
-            "registered": self._lockstep.registered,
-            "expected": self._lockstep.expected,
-            "orders": self._order_count,
-            "fills": self._fill_count,
+            "slices": state.slices,
+            "state": self._player.state.value,
+            "slice": 0 if state.current is None else state.current.number,
+            "start": encode_time(state.start_ns),
+            "end": encode_time(state.end_ns),
+            "time": encode_time(state.venue.now_ns),
+            "registered": state.lockstep.registered,
+            "expected": state.lockstep.expected,
+            "orders": state.order_count,
+            "fills": state.fill_count,
         }
 
+    def _resume(self, log: StateLog) -> None:
+        commands = log.open(self._header)
+        try:
+            self._state.replay(commands)
+        except ConfigError as error:
+            log.close()
+            raise ConfigError(f"{log.path}: {error}; give another --state-dir to begin anew") from error
+        self.resumed = bool(commands)
+        self._credentials.restore(self._state.accounts)
+        self._tape.take(self._state.venue.now_ns)
+        self._player = self._build_player()
+
+    def _write(self, command: Command, relied_on: bool) -> None:
+        assert self._log is not None
+        if self._log_error is None:
+            try:
+                self._log.append(command, sync=relied_on)
+            except OSError as error:
+                # What is not on the disk must not happen, and nothing after it.
+                self._log_error = ConfigError(f"{self._log.path} cannot be written: {error.strerror or error}")
+                if self._stop is not None:
+                    self._stop.set()
+        if self._log_error is not None:
+            raise RefusedError(500, CODE_INTERNAL, "internal server error occurred")
+
+    def _execute(self, command: Command) -> Any:
+        try:
+            return self._state.execute(command)
+        finally:
+            self._wake()
+
     def _emit(self, key_id: str, event: TradeEvent) -> None:
-        if event.execution_id:
-            self._fills[key_id].append(event)
-            self._fill_count += 1
         self._trades.emit(key_id, event)
 
     def _open_account(self, key_id: str) -> None:
-        self._venue.open_account(key_id, cash=self._cash)
-        self._equity[key_id] = EquityLog(self._venue.now_ns, self._cash)
+        self._state.execute(OpenAccount(key_id=key_id))
 
-    def _count_order(self, key_id: str) -> None:
-        self._order_count += 1
-        self._lockstep.count_order(key_id)
-        self._player.notify()
-
-    def _advance(self, end_ns: int, bars: Sequence[Bar]) -> str:
-        self._venue.advance(end_ns, bars)
-        for key_id, log in self._equity.items():
-            log.add(end_ns, self._venue.equity(key_id))
-        return self._venue.last_event_id
+    def _publish(self, current: OpenSlice) -> None:
+        self._data.publish(current)
+        self._trades.tell_slice(current)
 
     def _publish_ticks(self, until_ns: int) -> None:
         self._data.publish_ticks(self._tape.take(until_ns))
 
     def _now_ns(self) -> int:
-        return self._venue.now_ns
+        return self._state.venue.now_ns
 
     def _tick_now_ns(self) -> int:
-        return max(self._venue.now_ns, self._tape.time_ns)
+        return max(self._state.venue.now_ns, self._tape.time_ns)
 
     def _wake(self) -> None:
         self._player.notify()
@@ -301,12 +345,19 @@ class ExchangeServer:
 
     def _run_thread(self) -> None:
         try:
-            asyncio.run(self._serve())
+            try:
+                asyncio.run(self._serve())
+            finally:
+                if self._log is not None:
+                    self._log.close()
         except BaseException as error:
             if not self._started.done():
                 self._started.set_exception(error)
                 return
-            _log.exception("exchange failed")
+            if error is self._log_error:
+                _log.error("exchange failed", reason=str(error))
+            else:
+                _log.exception("exchange failed")
             if self._on_failure is not None:
                 self._on_failure(error)
 
@@ -326,9 +377,11 @@ class ExchangeServer:
             self._started.set_result(runner.addresses[0][1])
             market = asyncio.create_task(self._player.run(), name="market player")
             await asyncio.wait({market, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if market.done():
+            if self._log_error is None and market.done():
                 market.result()
             await stopped
+            if self._log_error is not None:
+                raise self._log_error
         finally:
             self._data.close()
             self._trades.close()

@@ -12,15 +12,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.timeframes import DAY, MINUTE, Timeframe, find_starts, find_zone
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_ticks import TickKind, TickRecording, TickTable
 from dry_work.market.messages import Bar
+from dry_work.wire.alpaca_rest import CODE_VALIDATION
 from dry_work.wire.alpaca_stream import encode_quote_item, encode_rest_row, encode_trade_item
 from dry_work.wire.pubsub import encode_time
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+REVISED = ("open", "high", "low", "close", "volume", "trade_count", "vwap")  # what of a bar may be corrected
 
 _FIELDS = (("o", "open"), ("h", "high"), ("l", "low"), ("c", "close"), ("v", "volume"))
 _CACHED_STARTS = 256
@@ -84,13 +88,14 @@ class MarketTables:
     def __init__(self, recording: Recording, ticks: TickRecording) -> None:
         self._recording = recording
         self._ticks = ticks
+        self._revised: dict[str, dict[str, Any]] = {}  # columns of the symbols with a corrected bar
         self._starts: dict[tuple[str, Timeframe], Ints] = {}  # of every recorded bar, by symbol and timeframe
 
     def bars(self, symbol: str, timeframe: Timeframe, now_ns: int, *, last: int | None = None) -> BarTable | None:
         """Return the bars that are known at `now_ns`, or the `last` ones; None when the symbol is not recorded."""
         if symbol not in self._recording.symbols:
             return None
-        columns = self._recording.columns(symbol)
+        columns = self._columns(symbol)
         times = columns["ts_event_ns"]
         ended = int(np.searchsorted(times, now_ns - self._recording.length_ns, side="right"))
         known = {name: column[:ended] for name, column in columns.items()}
@@ -111,6 +116,30 @@ class MarketTables:
             return []
         known = len(table.times)
         return [table.encode(row) for row in range(known - 1, max(known - count, 0) - 1, -1)]
+
+    def revise(self, symbol: str, start_ns: int, values: Mapping[str, float], *, now_ns: int) -> Bar:
+        """Correct a bar that has ended; return it as it is now.
+
+        Raises:
+            RefusedError: there is no such bar yet, or its prices would contradict each other.
+        """
+        columns = self._columns(symbol)
+        times = columns["ts_event_ns"]
+        row = int(np.searchsorted(times, start_ns, side="left"))
+        if row == len(times) or times[row] != start_ns or start_ns + self._recording.length_ns > now_ns:
+            raise RefusedError(
+                422, CODE_VALIDATION, f"{symbol} has no bar that began at {encode_time(start_ns)} and has ended"
+            )
+        bar: dict[str, float] = {name: float(columns[name][row]) for name in REVISED if name in columns}
+        bar |= {name: value for name, value in values.items() if name in columns}
+        if not (0 < bar["low"] <= min(bar["open"], bar["close"]) and bar["high"] >= max(bar["open"], bar["close"])):
+            raise RefusedError(422, CODE_VALIDATION, "open and close must lie between low and high, and low above 0")
+        if symbol not in self._revised:
+            self._revised[symbol] = {name: np.array(column) for name, column in columns.items()}
+        for name, value in bar.items():
+            self._revised[symbol][name][row] = value
+        known = {name: None if math.isnan(value) else value for name, value in bar.items()}
+        return Bar(symbol=symbol, ts_event_ns=start_ns, length_ns=self._recording.length_ns, **known)  # type: ignore[arg-type]
 
     def ticks(self, kind: TickKind, symbol: str, now_ns: int) -> Table | None:
         """Return the trades or quotes before `now_ns`; None when none are recorded."""
@@ -156,6 +185,9 @@ class MarketTables:
             trade_count=values.get("trade_count"),
             vwap=values.get("vwap"),
         )
+
+    def _columns(self, symbol: str) -> Mapping[str, Any]:
+        return self._revised.get(symbol) or self._recording.columns(symbol)
 
     def _find_starts(self, symbol: str, timeframe: Timeframe) -> Ints:
         starts = self._starts.get((symbol, timeframe))

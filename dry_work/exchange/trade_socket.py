@@ -2,11 +2,21 @@
 
 Answers and updates are JSON in binary frames, as Alpaca's paper API sends them. Events are never left out: a client
 that does not read is disconnected.
+
+Two things are the exchange's own, for clients that ask for them with `listen`:
+
+- The stream `slices` tells after each slice, behind its trade events, that it is done: `slice`, its number; `event_id`,
+  the last trade event of any account by then, as the slice's watermark has it; `account_event_id`, the last of this
+  account so far.
+- `since`, beside `streams`, names the last event that the client has; those behind it are sent first. The answer then
+  says with `resumed` whether they are complete. The answer to who listens to `slices` names the last event of any
+  account so far as `event_id`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +28,16 @@ from dry_work.clock import Clock
 from dry_work.errors import CodecError
 from dry_work.exchange.connections import ConnectionSlots
 from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
+from dry_work.exchange.state import AccountRecord
 from dry_work.orders.model import TradeEvent
 from dry_work.wire.alpaca_rest import CODE_RATE_LIMIT, encode_trade_event
 from dry_work.wire.alpaca_stream import parse_message
 
 TRADE_UPDATES = "trade_updates"
+SLICES = "slices"
 
 
 @dataclass(eq=False)
@@ -32,13 +45,16 @@ class _TradeSession:
     out: SocketSession
     held: ExitStack  # counts the stream as open, once authenticated
     key_id: str | None = None  # None: not authenticated
-    listens: bool = False
+    streams: tuple[str, ...] = ()  # that it listens to
 
 
 class TradeSocket:
     """All trade_updates sessions; every key sees the events of its own account.
 
     Args:
+        open_slice: the slice that is published and not yet done, None when there is none.
+        account: what is remembered of the account of a key.
+        last_event_id: id of the last trade event of any account.
         auth_timeout_s: time for a client to authenticate.
         queue_bytes: unread by the client, then it is disconnected.
         connections: sessions of a key, None without limit. One more is refused: with HTTP 429 when its handshake
@@ -50,6 +66,9 @@ class TradeSocket:
         self,
         credentials: Credentials,
         *,
+        open_slice: Callable[[], OpenSlice | None],
+        account: Callable[[str], AccountRecord],
+        last_event_id: Callable[[], str],
         clock: Clock,
         auth_timeout_s: float = 10.0,
         queue_bytes: int = QUEUE_LIMIT_BYTES,
@@ -57,6 +76,9 @@ class TradeSocket:
         stale_s: float = 0.0,
     ) -> None:
         self._credentials = credentials
+        self._open_slice = open_slice
+        self._account = account
+        self._last_event_id = last_event_id
         self._slots = ConnectionSlots(connections, stale_s=stale_s, clock=clock)
         self._auth_timeout_s = auth_timeout_s
         self._queue_bytes = queue_bytes
@@ -70,9 +92,20 @@ class TradeSocket:
         """Send an event to the sessions of the key that listen."""
         frame: bytes | None = None
         for session in list(self._sessions):
-            if session.listens and session.key_id == key_id:
-                frame = frame or orjson.dumps({"stream": TRADE_UPDATES, "data": encode_trade_event(event)})
+            if TRADE_UPDATES in session.streams and session.key_id == key_id:
+                frame = frame or _event_frame(event)
                 session.out.send(frame)
+
+    def tell_slice(self, current: OpenSlice) -> None:
+        """Tell the sessions that asked for it that a slice and its events are out."""
+        for session in list(self._sessions):
+            if SLICES in session.streams and session.key_id is not None:
+                session.out.send(self._slice_frame(session.key_id, current))
+
+    def _slice_frame(self, key_id: str, current: OpenSlice) -> bytes:
+        last = self._account(key_id).last_event_id
+        data = {"slice": current.number, "event_id": current.event_id, "account_event_id": last}
+        return orjson.dumps({"stream": SLICES, "data": data})
 
     def close(self) -> None:
         """Begin to close all sessions."""
@@ -133,12 +166,27 @@ class TradeSocket:
         elif session.key_id is None:
             session.out.send(_authorization_frame("unauthorized", "listen"))
         else:
-            streams = fields.get("streams")
-            if not isinstance(streams, list):
-                raise CodecError("streams is no list")
-            session.listens = TRADE_UPDATES in streams
-            listening = [TRADE_UPDATES] if session.listens else []
-            session.out.send(orjson.dumps({"stream": "listening", "data": {"streams": listening}}))
+            self._listen(session, session.key_id, fields.get("streams"), fields.get("since"))
+
+    def _listen(self, session: _TradeSession, key_id: str, streams: object, since: object) -> None:
+        if not isinstance(streams, list):
+            raise CodecError("streams is no list")
+        session.streams = tuple(name for name in (TRADE_UPDATES, SLICES) if name in streams)
+        answer: dict[str, Any] = {"streams": list(session.streams)}
+        missed = None
+        if isinstance(since, str):
+            # An id from the future is of a state that this exchange does not have any more.
+            missed = self._account(key_id).events_after(since) if since <= self._last_event_id() else None
+            answer["resumed"] = missed is not None
+        if SLICES in session.streams:
+            answer["event_id"] = self._last_event_id()
+        session.out.send(orjson.dumps({"stream": "listening", "data": answer}))
+        if TRADE_UPDATES in session.streams:
+            for event in missed or ():
+                session.out.send(_event_frame(event))
+        current = self._open_slice()
+        if SLICES in session.streams and current is not None:
+            session.out.send(self._slice_frame(key_id, current))
 
     def _authenticate(self, session: _TradeSession, key_id: object, secret: object) -> None:
         if session.key_id is None:
@@ -152,6 +200,10 @@ class TradeSocket:
             session.key_id = str(key_id)
             session.held.enter_context(self._credentials.hold_stream(session.key_id))
         session.out.send(_authorization_frame("authorized", "authenticate"))
+
+
+def _event_frame(event: TradeEvent) -> bytes:
+    return orjson.dumps({"stream": TRADE_UPDATES, "data": encode_trade_event(event)})
 
 
 def _authorization_frame(status: str, action: str) -> bytes:

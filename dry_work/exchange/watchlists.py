@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
 
 from dry_work.exchange.answers import authorize, build_answer, read_object
+from dry_work.exchange.commands import Command, DeleteWatchlist, SetWatchlist
 from dry_work.exchange.credentials import Credentials
-from dry_work.exchange.identifiers import build_watchlist_id
 from dry_work.exchange.order_rules import RefusedError
+from dry_work.exchange.state import Watchlist
 from dry_work.exchange.venue import Venue
 from dry_work.wire.alpaca_rest import CODE_NOT_FOUND, CODE_REQUEST, CODE_VALIDATION
 from dry_work.wire.pubsub import encode_time
@@ -20,19 +20,12 @@ _NAME_LIMIT = 64
 _LISTS_LIMIT = 200
 
 
-class _Watchlist:
-    def __init__(self, watchlist_id: str, name: str, now_ns: int) -> None:
-        self.id = watchlist_id
-        self.name = name
-        self.symbols: list[str] = []
-        self.created_ns = now_ns
-        self.updated_ns = now_ns
-
-
 class WatchlistApi:
-    """Keeps the watchlists of every account.
+    """Answers for the watchlists of every account.
 
     Args:
+        execute: carries out a command.
+        watchlists: the watchlists of a key by their ids.
         canonical_symbol: returns the symbol that a spelling names.
         describe_asset: returns an asset as the trading API answers it.
     """
@@ -42,6 +35,8 @@ class WatchlistApi:
         venue: Venue,
         *,
         credentials: Credentials,
+        execute: Callable[[Command], Any],
+        watchlists: Callable[[str], Mapping[str, Watchlist]],
         canonical_symbol: Callable[[str], str],
         describe_asset: Callable[[str], dict[str, Any]],
     ) -> None:
@@ -49,8 +44,8 @@ class WatchlistApi:
         self._credentials = credentials
         self._canonical_symbol = canonical_symbol
         self._describe_asset = describe_asset
-        self._lists: defaultdict[str, dict[str, _Watchlist]] = defaultdict(dict)
-        self._made = 0
+        self._execute = execute
+        self._lists = watchlists
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Serve `/v2/watchlists`."""
@@ -64,7 +59,7 @@ class WatchlistApi:
 
     async def _get_all(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
-        rows = [self._describe(key_id, known) for known in self._lists[key_id].values()]
+        rows = [self._describe(key_id, known) for known in self._lists(key_id).values()]
         for row in rows:
             del row["assets"]  # as upstream
         return build_answer(rows)
@@ -73,33 +68,30 @@ class WatchlistApi:
         key_id = authorize(self._credentials, request)
         body = await read_object(request)
         name, symbols = self._read_name(key_id, body.get("name"), None), self._read_symbols(body.get("symbols") or [])
-        if len(self._lists[key_id]) >= _LISTS_LIMIT:
+        if len(self._lists(key_id)) >= _LISTS_LIMIT:
             raise RefusedError(403, CODE_VALIDATION, f"an account has no more than {_LISTS_LIMIT} watchlists")
-        self._made += 1
-        made = _Watchlist(build_watchlist_id(key_id, self._made), name, self._venue.now_ns)
-        made.symbols = symbols
-        self._lists[key_id][made.id] = made
-        return build_answer(self._describe(key_id, made))
+        return self._set(key_id, name, symbols)
 
     async def _get(self, request: web.Request) -> web.Response:
         return build_answer(self._describe(*self._find(request)))
 
     async def _put(self, request: web.Request) -> web.Response:
-        key_id, known = self._find(request)
+        self._find(request)
         body = await read_object(request)
+        key_id, known = self._find(request)  # it may be another one by now
         name = known.name if body.get("name") is None else self._read_name(key_id, body["name"], known)
         symbols = known.symbols if body.get("symbols") is None else self._read_symbols(body["symbols"])
-        known.name = name
-        return self._change(key_id, known, symbols)
+        return self._set(key_id, name, symbols, known.id)
 
     async def _post_symbol(self, request: web.Request) -> web.Response:
-        key_id, known = self._find(request)
+        self._find(request)
         symbols = self._read_symbols([(await read_object(request)).get("symbol")])
-        return self._change(key_id, known, [*known.symbols, *symbols])
+        key_id, known = self._find(request)
+        return self._set(key_id, known.name, [*known.symbols, *symbols], known.id)
 
     async def _delete(self, request: web.Request) -> web.Response:
         key_id, known = self._find(request)
-        del self._lists[key_id][known.id]
+        self._execute(DeleteWatchlist(key_id=key_id, watchlist_id=known.id))
         return web.Response(status=204)
 
     async def _delete_symbol(self, request: web.Request) -> web.Response:
@@ -107,24 +99,27 @@ class WatchlistApi:
         symbol = self._canonical_symbol(request.match_info["symbol"])
         if symbol not in known.symbols:
             raise RefusedError(404, CODE_NOT_FOUND, f"{symbol[:40]} is not in the watchlist")
-        return self._change(key_id, known, [other for other in known.symbols if other != symbol])
+        left = [other for other in known.symbols if other != symbol]
+        return self._set(key_id, known.name, left, known.id)
 
-    def _find(self, request: web.Request) -> tuple[str, _Watchlist]:
+    def _find(self, request: web.Request) -> tuple[str, Watchlist]:
         key_id = authorize(self._credentials, request)
-        known = self._lists[key_id].get(request.match_info["id"].lower())
+        known = self._lists(key_id).get(request.match_info["id"].lower())
         if known is None:
             raise RefusedError(404, CODE_NOT_FOUND, "watchlist not found")
         return key_id, known
 
-    def _change(self, key_id: str, known: _Watchlist, symbols: list[str]) -> web.Response:
-        known.symbols = list(dict.fromkeys(symbols))
-        known.updated_ns = self._venue.now_ns
-        return build_answer(self._describe(key_id, known))
+    def _set(self, key_id: str, name: str, symbols: Sequence[str], watchlist_id: str = "") -> web.Response:
+        command = SetWatchlist(
+            key_id=key_id, name=name, symbols=tuple(dict.fromkeys(symbols)), watchlist_id=watchlist_id
+        )
+        made: Watchlist = self._execute(command)
+        return build_answer(self._describe(key_id, made))
 
-    def _read_name(self, key_id: str, name: object, own: _Watchlist | None) -> str:
+    def _read_name(self, key_id: str, name: object, own: Watchlist | None) -> str:
         if not isinstance(name, str) or not 1 <= len(name) <= _NAME_LIMIT:
             raise RefusedError(422, CODE_REQUEST, f"name must be a text of 1 to {_NAME_LIMIT} characters")
-        if any(other.name == name and other is not own for other in self._lists[key_id].values()):
+        if any(other.name == name and other is not own for other in self._lists(key_id).values()):
             raise RefusedError(422, CODE_REQUEST, "watchlist name must be unique")
         return name
 
@@ -137,7 +132,7 @@ class WatchlistApi:
                 raise RefusedError(422, CODE_VALIDATION, f"asset not found for {symbol[:40]}")
         return symbols
 
-    def _describe(self, key_id: str, known: _Watchlist) -> dict[str, Any]:
+    def _describe(self, key_id: str, known: Watchlist) -> dict[str, Any]:
         return {
             "id": known.id,
             "account_id": self._venue.account(key_id).id,

@@ -29,6 +29,7 @@ from dry_work.recording.recorder import RecordedMessage, Recorder
 from dry_work.wakeup import Wakeup
 from dry_work.wire.pubsub import parse_message, parse_sequence
 
+_EPOCHS_KEPT = 8  # of each topic
 _MESSAGE_IDS_KEPT = 10_000
 _FUTURE_NS = DAY_NS  # a bar further ahead would make all that follows late
 _PUT_CHECK_S = 0.5
@@ -74,7 +75,8 @@ class PubSubMarketSource:
     Counters, beside those of `Sequencer`, `BarPolicy` and `BarBarrier`: `messages` (received), `dropped_<reason>` (the
     reasons of `parse_message`, and `future timestamp`, in words joined by `_`), `redelivered_messages`,
     `ignored_fields`, `bars` (delivered, in slices), `news`, `reconnects`,
-    `recreated_subscriptions` (that were gone), `buffer_full` (times that pulling had to
+    `recreated_subscriptions` (that were gone), `publisher_restarts` (a topic's messages came under a new epoch),
+    `buffer_full` (times that pulling had to
     wait), `stale_symbols`, and those of `Recorder`. Those that are zero are left out.
     """
 
@@ -141,6 +143,7 @@ class PubSubMarketSource:
         self._received_lock = threading.Lock()
         self._logged_reasons: set[str] = set()
         self._message_ids: OrderedDict[str, None] = OrderedDict()
+        self._epochs: dict[str, OrderedDict[str, None]] = {topic: OrderedDict() for topic in all_topics}
         self._keeper: SubscriptionKeeper | None = None
         self._stop_lock = threading.Lock()
         self._stopped = False
@@ -200,6 +203,7 @@ class PubSubMarketSource:
             item = self._intake.get()
             now_ns = self._now_ns()
             if isinstance(item, Envelope):
+                self._note_epoch(item)
                 if self._stale is not None:
                     for bar in _bars_of(item):
                         self._stale.note(bar.symbol, now_ns)
@@ -245,6 +249,18 @@ class PubSubMarketSource:
         else:
             self._counts["news"] += 1
         return event
+
+    def _note_epoch(self, envelope: Envelope) -> None:
+        """Tell of a publisher that was started again; in between, messages may have been lost upstream."""
+        epochs = self._epochs[envelope.topic]
+        if not envelope.epoch or envelope.epoch in epochs:
+            return
+        if epochs:
+            self._counts["publisher_restarts"] += 1
+            _log.warning("the publisher was started again", topic=envelope.topic, epoch=envelope.epoch)
+        epochs[envelope.epoch] = None
+        if len(epochs) > _EPOCHS_KEPT:
+            epochs.popitem(last=False)
 
     def _now_ns(self) -> int:
         return round(self._clock.monotonic() * SECOND_NS)

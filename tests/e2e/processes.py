@@ -83,6 +83,37 @@ class Program:
             self.process.stdout.close()
 
 
+class Service:
+    """A program that listens on a port, and may be killed and started again on the same one.
+
+    Args:
+        start: starts a program.
+        args: its arguments, without `--port`.
+        ready: pattern of the line that says it is ready; its group `port`, if it has one, is where it listens.
+    """
+
+    def __init__(
+        self, start: Callable[..., Program], *args: str, ready: str, env: dict[str, str] | None = None
+    ) -> None:
+        self._start, self._args, self._ready, self._env = start, args, ready, env
+        self._port_args: tuple[str, ...] = ("--port", "0") if "(?P<port>" in ready else ()
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it; returns when it is ready."""
+        self.program = self._start(*self._args, *self._port_args, env=self._env)
+        match = self.program.wait_for_line(self._ready)
+        if self._port_args:
+            self.port = int(match["port"])
+            self._port_args = ("--port", str(self.port))
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self.program.send(signal.SIGKILL)
+        self.program.wait()
+
+
 def wait_until(condition: Callable[[], bool], what: Callable[[], str], deadline_s: float = DEADLINE_S) -> None:
     end = time.monotonic() + deadline_s
     while not condition():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import sys
 import threading
+import time
+import urllib.request
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,7 @@ from dry_work.engine.runner import Runner
 from dry_work.hub.service import HubService
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC, RunSettings
 
-from .processes import wait_until
+from .processes import Program, Service, wait_until
 
 SYMBOLS = ("SPY", "BTC/USD")
 AGENT = """
@@ -123,3 +128,141 @@ def test_hub_and_pubsub_restarted_at_random_lose_and_double_nothing(
     statuses = watched().statuses
     assert statuses.count("DISCONNECTED") >= 1
     assert statuses[-1] == "LIVE"
+
+
+BUSY = """
+import backtrader as bt
+
+
+class Busy(bt.Strategy):
+    '''Orders at market and at a limit, canceled after some bars, on every symbol.'''
+
+    def __init__(self):
+        self.resting = {}
+
+    def notify_data(self, data, status, *args, **kwargs):
+        print('status', data._getstatusname(status), flush=True)
+
+    def notify_order(self, order):
+        if not order.alive():
+            self.resting = {data: kept for data, kept in self.resting.items() if kept.ref != order.ref}
+
+    def prenext(self):
+        self.next()
+
+    def next(self):
+        for rank, data in enumerate(self.datas):
+            at = len(data)
+            if not at:
+                continue
+            size = 0.01 if '/' in data._name else 3
+            if at % 5 == rank:
+                (self.buy if at % 2 else self.sell)(data=data, size=size)
+            if at % 7 == 3 and data not in self.resting:
+                self.resting[data] = self.buy(
+                    data=data, size=size, exectype=bt.Order.Limit, price=data.close[0] * 0.999
+                )
+            if at % 7 == 0 and data in self.resting:
+                self.cancel(self.resting[data])
+"""
+KEYS = {"ALPACA_API_KEY": "PKTEST", "ALPACA_SECRET_KEY": "not-a-secret", "GOOGLE_CLOUD_PROJECT": "four"}
+SEEDS = [int(text) for text in os.environ.get("DRY_WORK_CHAOS_SEEDS", "").split(",") if text]
+RECOVERY_S = 240.0  # the longest waits between two tries add up to this after several outages
+_SHORT_SEED = 20131009
+
+
+class ShakyProcesses:
+    """Pub/Sub, exchange and hub as processes that can be killed; the exchange keeps its state in a folder."""
+
+    def __init__(self, start: Callable[..., Program]) -> None:
+        # The topics are there from the start: what a hub makes is gone with the server, and comes back only with its
+        # next message to that topic.
+        self.pubsub = Service(
+            start, "pubsub", "--project", "four", "--topic", MARKET_TOPIC, "--topic", CRYPTO_TOPIC,
+            ready=r"PUBSUB_EMULATOR_HOST=(?P<host>[^:]+:(?P<port>\d+))",
+        )  # fmt: skip
+        self.exchange = Service(
+            start, "exchange", "--symbols", "symbols.txt", "--rules", "backtrader", "--speed", "max", "--state-dir",
+            "exchange", ready=r"ALPACA_URL=http://127.0.0.1:(?P<port>\d+)",
+        )  # fmt: skip
+        self.url = f"http://127.0.0.1:{self.exchange.port}"
+        self.env = {
+            **KEYS,
+            "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{self.pubsub.port}",
+            "ALPACA_URL": self.url,
+            "ALPACA_DATA_URL": self.url,
+            "ALPACA_STREAM_URL": f"ws://127.0.0.1:{self.exchange.port}",
+        }
+        self.hub = Service(start, "hub", "--symbols", "symbols.txt", ready="connected", env=self.env)
+        self.services = {"pubsub": self.pubsub, "exchange": self.exchange, "hub": self.hub}
+
+    def slice(self) -> int:
+        """Return the number of the open slice."""
+        return int(self.ask("/dry-work/v1/session")["slice"])
+
+    def orders(self) -> list[dict[str, Any]]:
+        """Return all orders that the exchange has, the newest first."""
+        found: list[dict[str, Any]] = []
+        while True:
+            until = f"&until={found[-1]['submitted_at']}" if found else ""
+            known = {order["id"] for order in found}
+            page = [order for order in self.ask(f"/v2/orders?status=all&limit=500{until}") if order["id"] not in known]
+            if not page:
+                return found
+            found += page
+
+    def ask(self, path: str) -> Any:
+        headers = {"APCA-API-KEY-ID": KEYS["ALPACA_API_KEY"], "APCA-API-SECRET-KEY": KEYS["ALPACA_SECRET_KEY"]}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=10.0) as answer:
+            return json.loads(answer.read())
+
+
+def shake(stack: ShakyProcesses, agent: Program, rng: random.Random, kills: list[tuple[int, str, float]]) -> None:
+    """Kill each part when the market is in its slice, and start it again after some seconds."""
+    for moment, name, away_s in kills:
+        wait_until(
+            lambda moment=moment: stack.slice() >= moment,  # type: ignore[misc]
+            lambda: f"{kills}\n{agent.output}",
+            deadline_s=RECOVERY_S,
+        )
+        stack.services[name].kill()
+        # An outage is time: nothing could be waited for that tells of its end.
+        time.sleep(away_s * rng.uniform(0.5, 1.0))
+        stack.services[name].start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS or [_SHORT_SEED])
+def test_parts_killed_at_random_lose_and_double_nothing(
+    start: Callable[..., Program], clean_environment: Path, seed: int
+) -> None:
+    """Pub/Sub server, hub and exchange get SIGKILL in random slices while an agent trades in lock-step.
+
+    `DRY_WORK_CHAOS_SEEDS=1,2,3` runs a longer form for each of these seeds: a dozen kills, outages of up to 12 s.
+    """
+    (clean_environment / "symbols.txt").write_text("SPY\nIBM\nBTC/USD\n")
+    (clean_environment / "busy.py").write_text(BUSY)
+    rng = random.Random(seed)
+    names = ["exchange", "pubsub", "hub"] * (4 if SEEDS else 1) + ["exchange"]
+    rng.shuffle(names)
+    longest_s = 12.0 if SEEDS else 0.3
+    kills = list(zip(sorted(rng.sample(range(10, 370), len(names))), names, [longest_s] * len(names), strict=True))
+    stack = ShakyProcesses(start)
+    agent = start("run", "--agent", "busy.py", "--json", env={**stack.env, "AGENT_ID": "shaken"})
+    undisturbed = start("run", "--local", "--agent", "busy.py", "--json")
+    shake(stack, agent, rng, kills)
+    shaken, peaceful = agent.result(), undisturbed.result()
+
+    def strip(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: value for name, value in row.items() if name != "client_order_id"} for row in rows]
+
+    assert shaken["bars"] == peaceful["bars"]
+    assert strip(shaken["orders"]) == strip(peaceful["orders"])
+    assert strip(shaken["fills"]) == strip(peaceful["fills"])
+    assert shaken["equity"] == peaceful["equity"]
+    assert len(shaken["fills"]) > 100
+    ids = [order["client_order_id"] for order in stack.orders()]
+    assert sorted(ids) == sorted(order["client_order_id"] for order in shaken["orders"])
+    # The agent tells of what it can see: its streams that ended. A hub is behind Pub/Sub.
+    assert agent.output.count("trade updates disconnected") >= names.count("exchange"), agent.output
+    assert agent.output.count("status DISCONNECTED") >= names.count("pubsub")

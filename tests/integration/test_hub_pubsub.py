@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
-from google.pubsub_v1 import SubscriberClient
+from google.api_core.exceptions import NotFound
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
 from dry_work.clock import MINUTE_NS, SystemClock
@@ -157,11 +159,16 @@ def bars(count: int, symbol: str = "SPY", start: int = 0) -> list[Bar | Watermar
 
 
 def build_sink(
-    target: str, *, capacity: int = 1_000, batch: bool = False, on_room: Callable[[], None] | None = None
+    target: str,
+    *,
+    topics: tuple[str, ...] = (TOPIC,),
+    capacity: int = 1_000,
+    batch: bool = False,
+    on_room: Callable[[], None] | None = None,
 ) -> PubSubSink:
     return PubSubSink(
         project=PROJECT,
-        topics=[TOPIC],
+        topics=topics,
         endpoint=target,
         epoch="e1",
         rng=random.Random(1),
@@ -170,6 +177,16 @@ def build_sink(
         capacity=capacity,
         on_room=on_room,
     )
+
+
+def has_topic(server: EmbeddedPubSub, topic: str) -> bool:
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        client = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+        try:
+            client.get_topic(topic=f"projects/{PROJECT}/topics/{topic}", timeout=DEADLINE_S)
+        except NotFound:
+            return False
+        return True
 
 
 def topic_status(sink: PubSubSink) -> TopicStatus:
@@ -282,8 +299,10 @@ def test_a_restarted_server_gets_everything_from_where_it_stopped(server: Embedd
         restarted.stop()
 
 
-def test_a_topic_that_the_server_has_lost_is_created_again(server: EmbeddedPubSub, relay: Relay) -> None:
-    sink = build_sink(f"127.0.0.1:{relay.port}")
+def test_topics_that_the_server_has_lost_are_created_again_also_those_without_messages(
+    server: EmbeddedPubSub, relay: Relay
+) -> None:
+    sink = build_sink(f"127.0.0.1:{relay.port}", topics=(TOPIC, "silent"))
     sink.start()
     relay.cut()
     restarted = EmbeddedPubSub()
@@ -292,8 +311,9 @@ def test_a_topic_that_the_server_has_lost_is_created_again(server: EmbeddedPubSu
         relay.server_port = restarted.port
         relay.mend()
         sink.offer(TOPIC, bars(3))
-        wait_until(lambda: topic_status(sink).published == 3, "published on the new server")
-        Reader(f"127.0.0.1:{restarted.port}", TOPIC).close()  # the topic is there
+        wait_until(lambda: sink.status()[0].published == 3, "published on the new server")
+        for topic in (TOPIC, "silent"):
+            wait_until(lambda topic=topic: has_topic(restarted, topic), f"{topic} is there")  # type: ignore[misc]
     finally:
         assert sink.stop() == 0
         restarted.stop()

@@ -115,6 +115,7 @@ class PubSubSink:
                 capacity=capacity,
                 on_room=on_room,
                 on_failure=on_failure,
+                on_lost=self._make_all_again,
             )
             for topic in topics
         }
@@ -152,6 +153,11 @@ class PubSubSink:
                 topic.join(1.0)
         return sum(topic.status().dropped for topic in self._topics.values())
 
+    def _make_all_again(self) -> None:
+        # A server that lost one topic has lost all; a reader waits for the others too, even while they are silent.
+        for topic in self._topics.values():
+            topic.make_again()
+
     def offer(self, topic: str, messages: Sequence[Bar | Watermark]) -> None:
         """Take `messages` for `topic`, in order; one thread only."""
         self._topics[topic].offer(messages)
@@ -180,6 +186,7 @@ class _Topic:
         capacity: int,
         on_room: Callable[[], None] | None,
         on_failure: Callable[[BaseException], None] | None,
+        on_lost: Callable[[], None],
     ) -> None:
         self._topic = topic
         self._path = path
@@ -190,6 +197,7 @@ class _Topic:
         self._capacity = capacity
         self._on_room = on_room
         self._on_failure = on_failure
+        self._on_lost = on_lost
         self._client: Any = None
         self._thread: threading.Thread | None = None
         self._condition = threading.Condition()  # guards all below but the counts
@@ -198,6 +206,7 @@ class _Topic:
         self._in_flight = 0  # of them, those on their way
         self._full = False
         self._created = False
+        self._is_doubtful = False  # whether the server still has the topic
         self._refused: ConfigError | None = None
         self._stopping = False
         self._gave_up = False
@@ -293,8 +302,8 @@ class _Topic:
     def _run(self) -> None:
         try:
             if self._create_at_start():
-                while messages := self._take():
-                    if not self._publish(messages):
+                while (messages := self._take()) is not None:
+                    if not (self._publish(messages) if messages else self._recreate()):
                         break
         except BaseException as error:
             if not self._gave_up:  # then the channel is closed, and gRPC says so with a ValueError
@@ -345,10 +354,21 @@ class _Topic:
             return
         _log.info("topic created", topic=self._path)
 
-    def _take(self) -> list[Any]:
-        """Wait for messages; return those of one request, none when stopped and all is published."""
+    def make_again(self) -> None:
+        """Create the topic, in its own thread, if the server does not have it any more."""
         with self._condition:
-            self._condition.wait_for(lambda: self._waiting or self._stopping)
+            self._is_doubtful = True
+            self._condition.notify_all()
+
+    def _take(self) -> list[Any] | None:
+        """Wait for messages; return those of one request, [] to create the topic, None when stopped and all is out."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._stopping or self._is_doubtful)
+            if self._is_doubtful:
+                self._is_doubtful = False
+                return []
+            if not self._waiting:
+                return None
             taken: list[Any] = []
             size = self._in_flight = 0
             while self._waiting and len(taken) < REQUEST_MESSAGES:
@@ -371,6 +391,9 @@ class _Topic:
                 # The server lost the topic, as an emulator does that is started again.
                 if not self._wait_after(error, "publishing failed") or not self._recreate():
                     return False
+                self._on_lost()
+                with self._condition:
+                    self._is_doubtful = False  # this one has just been made
             except _FAILURES as error:
                 if not self._wait_after(error, "publishing failed"):
                     return False

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -71,6 +72,55 @@ def test_recorded_bars_are_played_to_their_end(launch: Launch, tmp_path: Path) -
     assert "slice 5 of 5, exchange time 2024-06-11T13:35:00Z" in lines[-1]
 
 
+def test_the_end_of_the_market_is_told_once_also_when_the_stop_comes_at_once(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "bars.csv").write_text(
+        "symbol,timestamp,open,high,low,close,volume\nSPY,2024-06-11T13:30:00Z,10,11,9,10.5,100\n"
+    )
+    process = launch("--port", "0", "--speed", "60000", "--data", "bars.csv")
+    assert process.stdout is not None
+    url = re.search(r"ALPACA_URL=(\S+)", process.stdout.readline())
+    assert url
+    end = time.monotonic() + DEADLINE_S
+    state = b""
+    while b'"state":"ended"' not in state:
+        assert time.monotonic() < end
+        with urllib.request.urlopen(f"{url[1]}/dry-work/v1/session", timeout=DEADLINE_S) as answer:
+            state = answer.read()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (0, "")
+    assert out.count("market ended: slice 1 of 1") == 1
+
+
+def test_a_killed_exchange_goes_on_in_its_state_directory(launch: Launch, tmp_path: Path) -> None:
+    options = ("--port", "0", "--speed", "max", "--state-dir", "state")
+    process = launch(*options)
+    assert process.stdout is not None
+    url = re.search(r"ALPACA_URL=(\S+)", process.stdout.readline())
+    assert url
+    request = urllib.request.Request(
+        f"{url[1]}/v2/orders",
+        data=b'{"symbol":"BTC/USD","side":"buy","type":"market","qty":"0.1","time_in_force":"gtc"}',
+        headers={"APCA-API-KEY-ID": "key", "APCA-API-SECRET-KEY": "secret", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        assert answer.status == 200
+    second = launch(*options)
+    _, err = second.communicate(timeout=DEADLINE_S)
+    assert (second.returncode, "state is in use by another exchange" in err) == (2, True)
+    process.send_signal(signal.SIGKILL)
+    process.wait(DEADLINE_S)
+    again = launch(*options)
+    assert again.stdout is not None
+    again.stdout.readline()
+    assert again.stdout.readline() == "resumed from state in slice 0 of 390: 1 order requests, 0 fills so far\n"
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=DEADLINE_S)
+    other = launch(*options, "--cash", "5")
+    _, err = other.communicate(timeout=DEADLINE_S)
+    assert (other.returncode, "was begun with --cash 100000, now 5" in err) == (2, True)
+
+
 def test_trades_and_quotes_beside_the_bars_are_played(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "bars.csv").write_text(
         "symbol,timestamp,open,high,low,close,volume\nSPY,2024-06-11T13:30:00Z,10,11,9,10.5,100\n"
@@ -127,6 +177,7 @@ def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launc
         (("--speed", "fast"), "--speed 'fast': expected a number above 0"),
         (("--speed", "nan"), "--speed 'nan': expected a number above 0"),
         (("--cash", "none"), "--cash 'none': expected an amount above 0"),
+        (("--speed", "max", "--skip-gaps"), "--skip-gaps has no effect with --speed max"),
         (("--key", "topsecret"), "a --key is not usable: expected ID:SECRET"),
         (("--data", "missing.csv"), "missing.csv"),
         (("--symbols", "missing.txt"), "missing.txt: no such symbols file"),

@@ -12,7 +12,9 @@ import aiohttp
 import pytest
 
 from dry_work.errors import ConfigError
+from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.server import ExchangeServer
+from dry_work.exchange.state import ExchangeState
 
 Run = Callable[..., ExchangeServer]
 Connect = Callable[..., Any]
@@ -236,10 +238,10 @@ def test_a_failure_of_the_market_is_told_once(run_exchange: Run, monkeypatch: py
         failures.append(error)
         told.set()
 
-    def broken(self: ExchangeServer, end_ns: int, bars: object) -> str:
+    def broken(self: ExchangeState) -> OpenSlice:
         raise ArithmeticError("the venue broke")
 
-    monkeypatch.setattr(ExchangeServer, "_advance", broken)
+    monkeypatch.setattr(ExchangeState, "advance", broken)
     server = run_exchange(speed=60.0, on_failure=take)
     assert told.wait(10.0)
     server.stop()

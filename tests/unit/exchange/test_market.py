@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from dry_work.clock import MINUTE_NS, SECOND_NS
+from dry_work.clock import HOUR_NS, MINUTE_NS, SECOND_NS
 from dry_work.exchange import market
 from dry_work.exchange.market import Lockstep, MarketPlayer, MarketState, OpenSlice, Pace, mark_last
 from dry_work.exchange.order_rules import RefusedError
@@ -224,33 +225,51 @@ def test_only_the_last_slice_is_marked() -> None:
 
 @dataclass
 class Floor:
-    """The surroundings of a player: what it advanced and published, who is subscribed and who was heard of."""
+    """What a player moves and its surroundings: what was advanced and published, who is subscribed and heard of."""
 
     lockstep: Lockstep
     published: list[OpenSlice] = field(default_factory=list)
     advanced: list[int] = field(default_factory=list)
     subscribed: set[str] = field(default_factory=lambda: {"SPY"})
     silent_s: dict[str, float] = field(default_factory=dict)  # by key
+    slices: list[tuple[int, list[Bar]]] = field(default_factory=list)
+    current: OpenSlice | None = None
 
-    def advance(self, end_ns: int, bars: Sequence[Bar]) -> str:
+    def upcoming_ns(self) -> int | None:
+        return self.slices[len(self.advanced)][0] if len(self.advanced) < len(self.slices) else None
+
+    def advance(self) -> OpenSlice:
+        end_ns, bars = self.slices[len(self.advanced)]
         self.advanced.append(end_ns)
-        return f"event {len(self.advanced)}"
+        number = len(self.advanced)
+        self.lockstep.open(number)
+        last = number == len(self.slices)
+        self.current = OpenSlice(number=number, end_ns=end_ns, bars=tuple(bars), event_id=f"event {number}", last=last)
+        return self.current
+
+    def close_slice(self) -> None:
+        self.lockstep.close()
+
+    def leave(self, consumer: str) -> None:
+        self.lockstep.leave(consumer)
 
     def publish(self, current: OpenSlice) -> None:
         assert self.advanced[-1] == current.end_ns  # the venue has moved before the bars are seen
         self.published.append(current)
 
 
-def make_player(floor: Floor, count: int, *, speed: float | None = None, order_timeout_s: float = 10.0) -> MarketPlayer:
+def make_player(
+    floor: Floor, count: int, *, speed: float | None = None, order_timeout_s: float = 10.0, **options: Any
+) -> MarketPlayer:
+    floor.slices = floor.slices or make_slices(count)
     return MarketPlayer(
-        make_slices(count),
+        floor,
         speed=speed,
-        lockstep=floor.lockstep,
-        advance=floor.advance,
         publish=floor.publish,
         is_subscribed=lambda symbols: symbols <= floor.subscribed,
         silent_s=lambda key_id: floor.silent_s.get(key_id, 0.0),
         order_timeout_s=order_timeout_s,
+        **options,
     )
 
 
@@ -402,3 +421,78 @@ async def test_a_paced_market_starts_with_its_expected_consumers() -> None:
         async with asyncio.timeout(DEADLINE_S):
             await task
     assert len(floor.published) == 3
+
+
+# Nights, and restarts
+
+
+def test_a_night_passes_like_a_minute_when_gaps_are_skipped() -> None:
+    pace = Pace(60.0, 100.0, START_NS)
+    evening, morning = START_NS + 7 * MINUTE_NS, START_NS + 7 * MINUTE_NS + 17 * HOUR_NS
+    skipped = pace.skip(evening, morning)
+    assert skipped.due_s(morning) == pace.due_s(evening) + 1.0
+    assert skipped.time_ns(skipped.due_s(morning)) == morning
+    assert pace.skip(evening, evening + HOUR_NS) == pace
+
+
+async def test_a_paced_market_skips_its_nights_on_request() -> None:
+    day = make_slices(2)
+    floor = Floor(Lockstep(0), slices=[*day, *((end_ns + 72 * HOUR_NS, bars) for end_ns, bars in make_slices(2))])
+    async with playing(make_player(floor, 4, speed=6000.0, skip_gaps=True)) as task, asyncio.timeout(DEADLINE_S):
+        await task
+    assert len(floor.published) == 4  # 72 hours would take 43 s
+
+
+def make_resumed(*, speed: float | None = None, reported: bool, **options: Any) -> tuple[Floor, MarketPlayer]:
+    """Return a floor whose first slice was opened before a restart, and a player that was made after it."""
+    floor = Floor(make_lockstep("a"), slices=make_slices(3), subscribed=set())
+    floor.advance()
+    if reported:
+        report(floor.lockstep, "a", 1)
+    return floor, make_player(floor, 3, speed=speed, **options)
+
+
+async def test_a_slice_that_was_open_at_the_restart_is_offered_until_it_is_reported() -> None:
+    floor, player = make_resumed(reported=False)
+    assert player.open_slice is floor.current
+    async with playing(player):
+        await settle()
+        assert (player.state, floor.published) == (MarketState.RUNNING, [])
+        report(floor.lockstep, "a", 1)
+        player.notify()
+        await settle()
+        assert player.open_slice is None
+        floor.subscribed.add("SPY")
+        player.notify()
+        await settle()
+        assert [current.number for current in floor.published] == [2]
+
+
+async def test_a_slice_that_was_reported_before_the_restart_is_not_waited_for() -> None:
+    floor, player = make_resumed(reported=True)
+    floor.subscribed.add("SPY")
+    async with playing(player):
+        await settle()
+        assert [current.number for current in floor.published] == [2]
+
+
+async def test_a_paced_market_lets_its_readers_come_back_after_a_restart() -> None:
+    floor, player = make_resumed(speed=60_000.0, reported=False)
+    async with playing(player) as task:
+        await settle()
+        assert player.open_slice is floor.current
+        assert floor.published == []
+        floor.subscribed.add("SPY")
+        player.notify()
+        async with asyncio.timeout(DEADLINE_S):
+            await task
+    assert [current.number for current in floor.published] == [2, 3]
+    assert player.open_slice is None
+
+
+async def test_a_paced_market_does_not_wait_for_ever_for_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(market, "CHECK_S", 0.01)
+    floor, player = make_resumed(speed=60_000.0, reported=False, consumer_timeout_s=0.05)
+    async with playing(player) as task, asyncio.timeout(DEADLINE_S):
+        await task
+    assert [current.number for current in floor.published] == [2, 3]

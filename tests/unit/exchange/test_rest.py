@@ -234,7 +234,7 @@ async def test_an_unexpected_error_is_a_500_with_a_body(
     def broken(key_id: str) -> None:
         raise ArithmeticError
 
-    monkeypatch.setattr(server._venue, "positions", broken)
+    monkeypatch.setattr(server._state.venue, "positions", broken)
     assert await connect(server).call("GET", "/v2/positions") == (
         500,
         {"code": 50010000, "message": "internal server error occurred"},
