@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: run test check bench clean
 
 run: $(STAMP)
-	$(BIN)/dry-work run --symbols symbols.txt --local --speed max
+	$(BIN)/dry-work run --symbols symbols.txt --local --speed max --report report.html
 
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -27,4 +27,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .dry-work build dist
+	rm -rf report.html $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .dry-work build dist

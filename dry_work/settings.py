@@ -6,6 +6,7 @@ variable counts as unset. Several names for one thing may be set when they agree
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 import tomllib
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 import pytz
 
-from dry_work.clock import MINUTE_NS
+from dry_work.clock import DAY_NS, MINUTE_NS
 from dry_work.errors import ConfigError
 
 PAPER_URL = "https://paper-api.alpaca.markets"
@@ -130,6 +131,30 @@ def parse_cash(text: str) -> Decimal:
     if not cash.is_finite() or cash <= 0:
         raise ConfigError(f"--cash {text!r}: expected an amount above 0, for example 100000")
     return cash
+
+
+def parse_moment(text: str, *, name: str, whole_day: bool = False) -> int:
+    """Return a date or ISO 8601 time, UTC without a zone, in nanoseconds since 1970.
+
+    Args:
+        text: for example 2024-01-02 or 2024-01-02T14:30.
+        name: of the option, for the error.
+        whole_day: a date means its end.
+
+    Raises:
+        ConfigError: when it is neither.
+    """
+    try:
+        moment = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        moment = None
+    if moment is None or not 1970 <= moment.year < 2262:
+        raise ConfigError(f"{name} {text!r}: expected a date or a time such as 2024-01-02 or 2024-01-02T14:30Z")
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    is_date = len(text.strip()) <= len("2024-01-02")
+    return (since // dt.timedelta(microseconds=1)) * 1000 + (DAY_NS if whole_day and is_date else 0)
 
 
 def parse_switch(text: str, *, name: str) -> bool:
@@ -267,14 +292,20 @@ def parse_env_file(text: str, *, source: str = ".env") -> dict[str, str]:
     return found
 
 
-TOML_KEYS = (
-    "agent", "agent_id", "cash", "data", "extra_fields", "params", "prenext", "resample", "speed", "state_dir",
-    "symbols", "timeframe", "tz", "warmup",
+_SHARED_KEYS = (
+    "agent", "cash", "data", "extra_fields", "params", "prenext", "resample", "symbols", "timeframe", "tz", "warmup",
 )  # fmt: skip
+_BACKTEST_KEYS = (
+    "commission", "end", "engine", "fees", "guard", "max_volume", "recorded", "slippage", "source", "start",
+)  # fmt: skip
+TOML_KEYS = {
+    "run": (*_SHARED_KEYS, "agent_id", "speed", "state_dir"),
+    "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
+}
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the table `[run]` of `dry-work.toml`, or nothing when there is no such file.
+def read_toml(path: Path, name: str = "run") -> dict[str, Any]:
+    """Return a table of `dry-work.toml`, or nothing when there is no such file or table.
 
     Raises:
         ConfigError: for a file that is no TOML, or a name that is no setting.
@@ -285,12 +316,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no TOML: {error}") from None
-    table = content.get("run", {})
+    table = content.get(name, {})
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: [run] is to be a table")
-    for name in table:
-        if name not in TOML_KEYS:
-            raise ConfigError(f"{path}: [run] has no setting {name!r}; its settings: {', '.join(TOML_KEYS)}")
+        raise ConfigError(f"{path}: [{name}] is to be a table")
+    for key in table:
+        if key not in TOML_KEYS[name]:
+            listed = ", ".join(sorted(TOML_KEYS[name]))
+            raise ConfigError(f"{path}: [{name}] has no setting {key!r}; its settings: {listed}")
     return table
 
 

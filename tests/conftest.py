@@ -1,4 +1,4 @@
-"""What tests share: logging of their own, recordings, a clean environment. And the table of Pub/Sub's capabilities."""
+"""What tests share: logging of their own, recordings, a clean environment. And the tables at the end of a run."""
 
 from __future__ import annotations
 
@@ -51,16 +51,23 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what each server was found to do: the rows are properties of the reports, so that they cross processes."""
-    outcomes: dict[tuple[int, str], dict[str, str]] = {}
+    """Print what was found: it is in properties of the reports, so that it crosses processes."""
+    found: dict[str, list[Any]] = {"pubsub_capability": [], "parity": []}
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
-                if name == "pubsub_capability" and report.when == "call":
-                    number, capability, server, outcome = value
-                    outcomes.setdefault((number, capability), {})[server] = outcome
-    if not outcomes:
-        return
+                if name in found and report.when == "call":
+                    found[name].append(value)
+    if found["pubsub_capability"]:
+        _write_capabilities(terminalreporter, found["pubsub_capability"])
+    if found["parity"]:
+        _write_parity(terminalreporter, found["parity"])
+
+
+def _write_capabilities(terminalreporter: Any, rows: list[Any]) -> None:
+    outcomes: dict[tuple[int, str], dict[str, str]] = {}
+    for number, capability, server, outcome in rows:
+        outcomes.setdefault((number, capability), {})[server] = outcome
     servers = ("embedded", "emulator")
     width = max(len(capability) for _, capability in outcomes)
     width_of_ours = max(len(row.get(servers[0], "not run")) for row in outcomes.values())
@@ -69,3 +76,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for (_, capability), row in sorted(outcomes.items()):
         cells = [row.get(server, "not run") for server in servers]
         terminalreporter.write_line(f"{capability:{width}}  {cells[0]:{width_of_ours}}  {cells[1]}")
+
+
+def _write_parity(terminalreporter: Any, rows: list[Any]) -> None:
+    """Say how many scenarios ran on the lean engine's fast path, and why the others did not."""
+    reasons: dict[str, list[str]] = {}
+    for scenario, reason in rows:
+        reasons.setdefault(reason, []).append(scenario)
+    lean = len(reasons.pop("", []))
+    terminalreporter.write_sep("-", "lean engine against stock Backtrader")
+    terminalreporter.write_line(f"{lean} scenarios on the fast path, {sum(map(len, reasons.values()))} fell back:")
+    for reason, scenarios in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        terminalreporter.write_line(f"{len(scenarios):4}  {reason} ({', '.join(sorted(scenarios)[:2])}…)")

@@ -1,10 +1,11 @@
-"""The broker of a backtest: BackBroker with one guard."""
+"""Brokers of a backtest: BackBroker with one guard, and one for feeds that are resampled."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import backtrader as bt
+from backtrader.position import Position
 
 
 class BacktestBroker(bt.brokers.BackBroker):
@@ -28,3 +29,52 @@ class BacktestBroker(bt.brokers.BackBroker):
         if self.p.guard and order.exectype != bt.Order.Market and order.data.datetime[0] <= order.made_at:
             return
         super()._try_exec(order)
+
+
+class SymbolBroker(BacktestBroker):
+    """A broker that knows that a feed and its resampled forms are one symbol, as an account does.
+
+    A position is the symbol's, whichever of its datas is asked for, and an order for a longer data is matched with
+    the bars of the symbol's shortest one. BackBroker keeps a position for each data.
+    """
+
+    def start(self) -> None:
+        """Begin with no positions; the datas are known by now."""
+        super().start()
+        shortest: dict[str, Any] = {}
+        for data in self.cerebro.datas:
+            shortest.setdefault(data.symbol, data)
+        self._bases = {data: shortest[data.symbol] for data in self.cerebro.datas if data is not shortest[data.symbol]}
+        self.positions = _SymbolPositions(self._bases)
+
+    def notify(self, order: Any) -> None:
+        """Tell of an order under the data that it was made for."""
+        super().notify(order)
+        self.notifs[-1].data = getattr(order, "made_for", order.data)
+
+    def _try_exec(self, order: Any) -> None:
+        base = self._bases.get(order.data)
+        if base is None:
+            super()._try_exec(order)
+            return
+        order.made_for = order.data
+        order.data = base
+        try:
+            super()._try_exec(order)
+        finally:
+            order.data = order.made_for
+
+
+class _SymbolPositions(dict[Any, Position]):
+    """Positions by the shortest data of each symbol; any data of it finds them."""
+
+    def __init__(self, bases: dict[Any, Any]) -> None:
+        super().__init__()
+        self._bases = bases
+
+    def __getitem__(self, data: Any) -> Position:
+        return super().__getitem__(self._bases.get(data, data))
+
+    def __missing__(self, data: Any) -> Position:
+        position = self[data] = Position()
+        return position

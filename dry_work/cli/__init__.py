@@ -14,6 +14,8 @@ from dry_work.errors import ConfigError, DryWorkError, VenueAuthError
 # name: (module, one line for the list of commands)
 COMMANDS = {
     "run": ("dry_work.cli.run", "Trade with a Backtrader strategy, on Alpaca paper or on the local stack."),
+    "backtest": ("dry_work.cli.backtest", "Run a strategy on recorded bars."),
+    "optimize": ("dry_work.cli.optimize", "Try many parameter sets, and judge the best on later data."),
     "new": ("dry_work.cli.new", "Make a folder with a strategy, its settings and a test."),
     "check": ("dry_work.cli.check", "Tell what a run would miss, and what fixes it."),
     "download": ("dry_work.cli.download", "Download history from Alpaca: stocks, crypto, options."),

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
+from dry_work.cli.options import Choices, build_shared, check_frames, complete_files, feed_options, strategy_options
+from dry_work.cli.views import check_views, print_json, view_options, write_views
 from dry_work.errors import ConfigError
 
 _DEFAULT_WARMUP = 100
 
 
-def complete_files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Let the shell complete a file's name, for options whose value is more than a path."""
-    return [CompletionItem(incomplete, type="file")]
-
-
 @click.command("run")
-@click.option(
-    "--symbols", type=click.Path(), metavar="FILE", help="Symbols to trade, one a line. Default: ./symbols.txt."
-)
-@click.option(
-    "--agent",
-    shell_complete=complete_files,
-    metavar="FILE.py:Class",
-    help="The strategy: a file or a module, and its class. Default: the bundled SMA crossover.",
-)
-@click.option(
-    "-p", "--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of it. May be repeated."
-)
+@strategy_options
 @click.option("--local", is_flag=True, help="Run on the embedded stack: no account, no cloud.")
 @click.option("--live", is_flag=True, help="Trade with real money. Without it, Dry Work trades on paper.")
 @click.option(
@@ -47,17 +31,13 @@ def complete_files(_context: click.Context, _parameter: click.Parameter, incompl
 )
 @click.option("--speed", metavar="X|max", help="Data seconds a second for --local; max is lock-step. Default: max.")
 @click.option("--cash", metavar="AMOUNT", help="Cash of the local account. Default: 100000.")
-@click.option("--tz", metavar="ZONE", help="Time zone of sessions and of the strategy's clock. Default: UTC.")
-@click.option("--timeframe", metavar="FRAME", help="Length of the bars, for example 1m, 5m, 1h. Default: 1m.")
-@click.option("--resample", metavar="FRAMES", help="Further feeds of longer bars, for example 5m,1h.")
-@click.option("--extra-field", "extra_fields", multiple=True, metavar="NAME", help="A numeric field that is a line.")
+@feed_options
 @click.option(
     "--warmup",
     type=click.IntRange(0, 10_000),
     metavar="N",
     help=f"Bars of history for each symbol before the start. Default: {_DEFAULT_WARMUP}, 0 with --local.",
 )
-@click.option("--prenext", is_flag=True, default=None, help="Call `next` while some symbols have no bars yet.")
 @click.option(
     "--state-dir",
     type=click.Path(),
@@ -65,9 +45,10 @@ def complete_files(_context: click.Context, _parameter: click.Parameter, incompl
     help="Where orders journal, lease and heartbeat are. Default: ./.dry-work.",
 )
 @click.option("--take-over", is_flag=True, help="Take a subscription that another state directory left behind.")
+@view_options
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view that a terminal gets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def command(as_json: bool, plain: bool, **options: Any) -> int:
+def command(as_json: bool, plain: bool, report: str | None, plot: str | None, **options: Any) -> int:
     """Trade with a Backtrader strategy on Alpaca paper trading, with market data from Pub/Sub, or on the local stack.
 
     \b
@@ -83,14 +64,17 @@ def command(as_json: bool, plain: bool, **options: Any) -> int:
 
     # Before there is anything to stop in order, and after it, a signal ends the program with its exit code.
     with stop_signals(sys.exit):
-        return _trade(options, as_json=as_json, plain=plain)
+        return _trade(options, as_json=as_json, plain=plain, report=report, plot=plot)
 
 
-def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool) -> int:
+def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool, report: str | None, plot: str | None) -> int:
     from dry_work.settings import read_environment, read_toml
 
     folder = Path.cwd()
     settings = build_settings(options, read_toml(folder / "dry-work.toml"), read_environment(folder))
+    if settings.mode != "local" and (report or plot):
+        raise ConfigError("--report and --plot go with --local: other runs have no recording to draw prices from")
+    check_views(report, plot)
 
     import signal
 
@@ -127,8 +111,10 @@ def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool) -> int:
     console = Console(soft_wrap=False, highlight=False)
     for part in build_tables(result):
         console.print(part)
+    if runner.recording is not None:
+        write_views(result, runner.recording, report=report, plot=plot)
     if as_json:
-        click.echo(json.dumps(result.to_json(), allow_nan=False))
+        print_json(result, runner.recording)
     return EXIT_DONE if runner.stop_code is None else runner.stop_code
 
 
@@ -139,50 +125,40 @@ def build_settings(options: Mapping[str, Any], toml: Mapping[str, Any], environm
         ConfigError: naming the setting, its value and what is allowed.
     """
     from dry_work import settings as s
-    from dry_work.engine.agents import DEFAULT_AGENT, parse_params
-    from dry_work.market.symbols import read_symbols
 
-    def choose(name: str, default: Any = None) -> Any:
-        given = options.get(name)
-        return toml.get(name, default) if given is None or given == () else given
-
+    choices = Choices(options, toml)
     local, live = bool(options.get("local")), bool(options.get("live"))
     if local and live:
         raise ConfigError("--local and --live exclude each other: local runs trade with no account")
-    data, speed = _texts(choose("data", ()), "data"), options.get("speed")
+    data, speed = choices.texts("data"), options.get("speed")
     if not local and (data or speed is not None or options.get("cash") is not None):
         if options.get("data") or speed is not None or options.get("cash") is not None:
             raise ConfigError("--data, --speed and --cash go with --local; without it prices and cash come from Alpaca")
         data = ()
-    params = {str(name): str(value) for name, value in dict(toml.get("params", {})).items()}
-    params.update(parse_params(options.get("params") or ()))
-    warmup = choose("warmup", 0 if local else _DEFAULT_WARMUP)
+    warmup = choices.get("warmup", 0 if local else _DEFAULT_WARMUP)
     if local and warmup:
         raise ConfigError("--warmup has no history to draw from with --local: leave it out, or start the data earlier")
     agent_id = s.read_variable(environment, "AGENT_ID") or str(toml.get("agent_id", ""))
-    state_dir, given = s.choose_state_dir(choose("state_dir"), agent_id=agent_id)
+    state_dir, given = s.choose_state_dir(choices.get("state_dir"), agent_id=agent_id)
+    timeframe = s.parse_timeframe(str(choices.get("timeframe", "1m")))
     shared: dict[str, Any] = {
-        "symbols": tuple(read_symbols(Path(choose("symbols", s.DEFAULT_SYMBOLS)))),
-        "agent": str(choose("agent", DEFAULT_AGENT)),
-        "params": params,
-        "tz": s.parse_zone(str(choose("tz", "UTC"))),
-        "timeframe": s.parse_timeframe(str(choose("timeframe", "1m"))),
-        "resample": _frames(choose("resample", "")),
-        "extra_fields": _texts(choose("extra_fields", ()), "extra_fields"),
+        **build_shared(choices),
+        "timeframe": timeframe,
         "warmup": int(warmup),
-        "forward_prenext": bool(choose("prenext", False)),
         "state_dir": state_dir,
         "state_dir_given": given,
         "agent_id": s.parse_agent_id(agent_id) if agent_id else "",
         "take_over": bool(options.get("take_over")),
     }
-    _check_frames(shared["timeframe"], shared["resample"])
+    check_frames(timeframe, shared["resample"])
+    if timeframe.length_ns % 60_000_000_000:
+        raise ConfigError(f"--timeframe {timeframe.text}: expected whole minutes, since the data are minute bars")
     if local:
         return s.RunSettings(
             mode="local",
             data=data,
-            speed=s.parse_speed(str(choose("speed", "max"))),
-            cash=s.parse_cash(str(choose("cash", "100000"))),
+            speed=s.parse_speed(str(choices.get("speed", "max"))),
+            cash=s.parse_cash(str(choices.get("cash", "100000"))),
             **shared,
         )
     return _add_venue(shared, environment, live=live)
@@ -217,28 +193,3 @@ def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: 
         pubsub_endpoint=s.read_variable(environment, "PUBSUB_EMULATOR_HOST") or None,
         **shared,
     )
-
-
-def _frames(value: Any) -> tuple[Any, ...]:
-    from dry_work.settings import parse_timeframe
-
-    texts = value.split(",") if isinstance(value, str) else list(value)
-    return tuple(parse_timeframe(str(text), option="--resample") for text in texts if str(text).strip())
-
-
-def _check_frames(base: Any, frames: Iterable[Any]) -> None:
-    for frame in frames:
-        if frame.length_ns <= base.length_ns or frame.length_ns % base.length_ns:
-            raise ConfigError(
-                f"--resample {frame.text}: expected a longer time frame that is a multiple of --timeframe {base.text}"
-            )
-    if base.length_ns % 60_000_000_000:
-        raise ConfigError(f"--timeframe {base.text}: expected whole minutes, since the data are minute bars")
-
-
-def _texts(value: Any, name: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise ConfigError(f"{name}: expected a text or a list of texts, not {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,8 +12,11 @@ import numpy.typing as npt
 from rich.table import Table
 
 from dry_work.clock import DAY_NS
+from dry_work.market.symbols import is_crypto
 
 TRADING_DAYS_A_YEAR = 252
+CRYPTO_DAYS_A_YEAR = 365
+_NO_SPREAD = 1e-12  # of daily returns: what rounding leaves of none
 
 
 class EquityCurve(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,16 +105,23 @@ def _json_value(value: Any) -> Any:
     return str(value)
 
 
-def measure_equity(start: float, curve: EquityCurve) -> EquityFigures:
+def days_a_year(symbols: Iterable[str]) -> int:
+    """Return the trading days of a year: 365 for crypto alone, otherwise 252."""
+    found = list(symbols)
+    return CRYPTO_DAYS_A_YEAR if found and all(map(is_crypto, found)) else TRADING_DAYS_A_YEAR
+
+
+def measure_equity(start: float, curve: EquityCurve, *, days_in_year: int = TRADING_DAYS_A_YEAR) -> EquityFigures:
     """Return the figures of an equity curve.
 
     Args:
         start: value before the first point.
         curve: values in order of time.
+        days_in_year: what a year has of the days that ratios are made of.
 
     `max_drawdown` is the largest fall from a peak, as a fraction of that peak. `sharpe` is the mean of the daily
-    returns over their sample standard deviation, times the square root of 252; days are those of UTC, a day's value is
-    its last. It is None with fewer than two days or without variation.
+    returns over their sample standard deviation, times the square root of `days_in_year`; days are those of UTC, a
+    day's value is its last. It is None with fewer than two days or without variation.
     """
     values = np.concatenate([[start], curve.value])
     peaks = np.maximum.accumulate(values)
@@ -121,8 +131,8 @@ def measure_equity(start: float, curve: EquityCurve) -> EquityFigures:
     sharpe = None
     if len(returns) >= 2:
         spread = float(np.std(returns, ddof=1))
-        if spread > 0:
-            sharpe = float(np.mean(returns)) / spread * math.sqrt(TRADING_DAYS_A_YEAR)
+        if spread > _NO_SPREAD:
+            sharpe = float(np.mean(returns)) / spread * math.sqrt(days_in_year)
     end = float(values[-1])
     return EquityFigures(
         start=start,

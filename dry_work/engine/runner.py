@@ -23,7 +23,7 @@ from dry_work.clock import Clock, SystemClock
 from dry_work.engine.agents import Agent, derive_session, load_agent
 from dry_work.engine.live import LiveCerebro
 from dry_work.engine.progress import Progress, ProgressWatch
-from dry_work.engine.result import RunResult, build_curve, measure_equity
+from dry_work.engine.result import RunResult, build_curve, days_a_year, measure_equity
 from dry_work.engine.state import AgentState
 from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.base import resampling
@@ -46,6 +46,8 @@ LOCK_STEP_GRACE_S = 300.0
 # The recordings of a run must not fill the disk that its orders journal needs.
 RECORDINGS_BYTES = 1024 * 1024 * 1024
 _REGISTER_ATTEMPTS = 10
+# What the market data went through, by the source's counters.
+_OUTAGES = ("reconnects", "recreated_subscriptions", "publisher_restarts")
 
 Tell = Callable[[str], None]
 
@@ -408,7 +410,12 @@ class Runner:
         settings = self._settings
         orders, fills = broker.results()
         curve = build_curve(self._equity)
-        counted = {name: count for name, count in source.counters().items() if count and name.startswith("dropped")}
+        counters = source.counters()
+        counted = {
+            name: count
+            for name, count in counters.items()
+            if count and (name.startswith("dropped") or name in _OUTAGES)
+        }
         if cerebro.late_bars:
             counted["late behind their symbol"] = cerebro.late_bars
         dropped = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(counted.items())]
@@ -425,7 +432,7 @@ class Runner:
             orders=orders,
             fills=fills,
             positions=positions,
-            equity=measure_equity(broker.startingvalue, curve),
+            equity=measure_equity(broker.startingvalue, curve, days_in_year=days_a_year(settings.symbols)),
             curve=curve,
             fingerprint=fingerprint,
             seconds=seconds,

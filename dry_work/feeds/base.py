@@ -81,9 +81,7 @@ class _SessionByStart:
         bar = self.bar  # type: ignore[attr-defined]
         start = bar.datetime if bar.isopen() else _start_of(root, root.lines.datetime[0])
         if root._calendar is None:
-            end = root.date2num(dt.datetime.combine(root.num2date(start).date(), root.p.sessionend))
-            if end < start:  # the session ends before midnight and this bar is after it
-                end = root.date2num(root.num2date(end) + dt.timedelta(days=1))
+            end = session_end(root, line_time_ns(start))
             self._nexteos, self._nextdteos = bt.num2date(end), end
         else:
             _, closing = root._calendar.schedule(bt.num2date(start), root._tz)
@@ -119,6 +117,23 @@ class SessionResampler(_SessionByStart, Resampler):
 
 class SessionReplayer(_SessionByStart, Replayer):
     """Backtrader's Replayer for days and longer, with the session decided by the start of each bar."""
+
+
+def session_end(data: Any, start_ns: int) -> float:
+    """Return the end of the session in which a bar of `data` starts, as a line holds it.
+
+    The session is that of the start's date in the data's zone, or the next one when the bar starts after the session's
+    end. What comes out has the right date when Backtrader reads it, which rounds the last microseconds of a day up.
+    """
+    zone = data._tz or dt.UTC
+    moment = _EPOCH.replace(tzinfo=dt.UTC) + dt.timedelta(microseconds=start_ns // 1000)
+    date = moment.astimezone(zone).date()
+    if float(data.date2num(dt.datetime.combine(date, data.p.sessionend))) < line_time(start_ns):
+        date += dt.timedelta(days=1)
+    end = float(data.date2num(dt.datetime.combine(date, data.p.sessionend)))
+    while bt.num2date(end, data._tz).date() != date:
+        end = math.nextafter(end, 0.0)
+    return end
 
 
 def _start_of(data: Any, end: float) -> float:

@@ -46,9 +46,9 @@ _READ_BYTES = 1024 * 1024
 
 
 def name_session(created_ns: int, nonce: str | None = None) -> str:
-    """Return a name for a session that sorts by time: 20240611T133000Z-1f2e."""
+    """Return a name for a session that sorts by time: 20240611T133000Z-1f2e3d4c."""
     at = datetime.fromtimestamp(created_ns // SECOND_NS, UTC)
-    return f"{at:%Y%m%dT%H%M%SZ}-{nonce or secrets.token_hex(2)}"
+    return f"{at:%Y%m%dT%H%M%SZ}-{nonce or secrets.token_hex(4)}"
 
 
 class LogWriter:

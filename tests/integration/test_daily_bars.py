@@ -11,11 +11,12 @@ import backtrader as bt
 import pandas as pd
 import pytest
 
+from dry_work.clock import MINUTE_NS
 from dry_work.engine.live import LiveCerebro
 from dry_work.feeds.base import LiveFeed
 from dry_work.feeds.recorded import read_bars
 from dry_work.market.calendar import SessionCalendar
-from dry_work.market.messages import Slice
+from dry_work.market.messages import Bar, Slice
 from dry_work.wakeup import Wakeup
 from tests.unit.engine.sources import ListSource
 
@@ -69,3 +70,30 @@ def test_daily_bars_of_the_recordings_equal_a_group_by_on_the_session() -> None:
         )
         assert len(grouped) == 3
         assert found[symbol] == [tuple(row) for row in grouped.itertuples()]
+
+
+def test_a_day_that_begins_at_the_first_bar_of_a_local_midnight_is_one_bar() -> None:
+    start_ns = 1_704_171_600 * 10**9  # 2024-01-02 00:00 in New York
+    bars = [
+        Bar(symbol="BTC/USD", ts_event_ns=start_ns + minute * MINUTE_NS, open=1, high=2, low=1, close=1, volume=1)
+        for minute in range(2 * 24 * 60)
+    ]
+    slices = [Slice(end_ns=bar.end_ns, bars=(bar,), last=bar is bars[-1]) for bar in bars]
+    found: dict[str, tuple[float, str]] = {}
+
+    class Watch(bt.Strategy):
+        def prenext(self) -> None:
+            self.next()
+
+        def next(self) -> None:
+            days = self.datas[1]
+            if len(days):
+                found[str(days.datetime.date())] = (days.volume[0], str(self.datetime.datetime()))
+
+    cerebro = LiveCerebro(source=ListSource(slices), wakeup=Wakeup(), tz="America/New_York")
+    feed = LiveFeed(symbol="BTC/USD", tz="America/New_York")
+    cerebro.adddata(feed)
+    cerebro.resampledata(feed, timeframe=bt.TimeFrame.Days)
+    cerebro.addstrategy(Watch)
+    cerebro.run()
+    assert {day: volume for day, (volume, _) in found.items()} == {"2024-01-02": 1440, "2024-01-03": 1440}

@@ -20,6 +20,8 @@ EXPECTED = {
     "pubsub": ["Pub/Sub: messages, published one by one", "Pub/Sub: messages, 500", "Pub/Sub: bars into slices"],
     "startup": ["`dry-work run --local` → first `next`", "`dry-work --help`"],
     "slices": ["lock-step, 1 symbol", "lock-step, 4 symbols", "lock-step, 4 symbols: CPU of a slice", "– of which "],
+    "backtest": ["backtest: 1 × 2,000 bars", "backtest: 1 × 2,000 bars: peak memory", "backtest: 3 × 500 bars"],
+    "sweep": ["sweep, 20 sets × 300 bars: two cores", "sweep, 20 sets × 300 bars on two cores: lean"],
 }
 
 

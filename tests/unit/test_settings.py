@@ -163,3 +163,34 @@ def test_a_url_loses_its_slash_and_may_not_carry_credentials() -> None:
     with pytest.raises(ConfigError) as caught:
         s.parse_url("http://key:hidden@h", name="X")
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-01-02", 1_704_153_600),
+        ("2024-01-02T14:30", 1_704_205_800),
+        ("2024-01-02 14:30:00Z", 1_704_205_800),
+        ("2024-01-02T09:30:00-05:00", 1_704_205_800),
+    ],
+)
+def test_a_moment_is_utc_unless_it_says_otherwise(text: str, expected: int) -> None:
+    assert s.parse_moment(text, name="--start") == expected * 10**9
+
+
+def test_a_date_may_mean_its_end() -> None:
+    assert s.parse_moment("2024-01-02", name="--end", whole_day=True) == 1_704_240_000 * 10**9
+    assert s.parse_moment("2024-01-02T14:30", name="--end", whole_day=True) == 1_704_205_800 * 10**9
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2024-13-01", "1969-01-01", "2262-01-01", "2024-01-02T25:00"])
+def test_anything_else_is_no_moment(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--start .*: expected a date or a time such as"):
+        s.parse_moment(text, name="--start")
+
+
+def test_switches_are_on_or_off() -> None:
+    assert [s.parse_switch(text, name="X") for text in ("true", "1", "ON", "yes")] == [True] * 4
+    assert [s.parse_switch(text, name="X") for text in ("", "false", "0", "off", "No")] == [False] * 5
+    with pytest.raises(ConfigError, match="X='maybe': expected true or false"):
+        s.parse_switch("maybe", name="X")
