@@ -89,7 +89,8 @@ def describe_data(settings: BacktestSettings, recording: Recording) -> str:
     bars = sum(map(recording.count, recording.symbols))
     ends = recording.slice_ends()
     first, last = (encode_time(int(end_ns))[:16].replace("T", " ") for end_ns in (ends[0], ends[-1]))
-    return f"recordings: {bars:,} bars of {len(recording.symbols)} symbols, {first} to {last} UTC"
+    count = len(recording.symbols)
+    return f"recordings: {bars:,} bars of {count} symbol{'s' * (count != 1)}, {first} to {last} UTC"
 
 
 def cut_recording(settings: BacktestSettings, recording: Recording) -> tuple[Recording, int]:

@@ -353,7 +353,9 @@ def _read_csv(source: SourceFile, log: RepairLog) -> tuple[Any, Column]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    line = (str(error).splitlines() or [""])[0]
+    shown = "".join(letter if letter.isprintable() else "?" for letter in line).rstrip(".: ")
+    return shown or type(error).__name__
 
 
 def _is_text(kind: Any) -> bool:
