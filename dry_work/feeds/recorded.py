@@ -331,6 +331,10 @@ def read_bar_files(
     columns: dict[str, dict[str, Column]] = {}
     for symbol in wanted:
         columns[symbol] = merge_pieces(pieces.pop(symbol), log)
+    if used:
+        import pyarrow as pa
+
+        pa.default_memory_pool().release_unused()  # what reading took would otherwise stay taken for the whole run
     return Recording(
         columns,
         length_ns=default_ns,
