@@ -9,7 +9,8 @@ DryWorkError
 │   └── FeedDisconnectedError   retried with backoff
 ├── BrokerError            the venue or the way to it
 │   ├── OrderRejectedError      the venue said no; the order is Rejected
-│   │   └── InsufficientFundsError   the order is Margin
+│   │   ├── InsufficientFundsError   the order is Margin
+│   │   └── RiskRefusedError    the brake was on when the order was to leave; the order is Rejected
 │   ├── RateLimitedError        retried after `retry_after_s`
 │   ├── OutcomeUnknownError     the request may have been carried out; look it up before sending again
 │   ├── VenueAuthError          credentials refused; nothing is retried at full speed
@@ -115,6 +116,14 @@ class OrderRejectedError(BrokerError):
 
 class InsufficientFundsError(OrderRejectedError):
     """The venue refused the order for lack of buying power. Handled by the broker: Margin."""
+
+
+class RiskRefusedError(OrderRejectedError):
+    """The brake was on when the order was to leave. Handled by the broker: Rejected, with `reject_code`."""
+
+    def __init__(self, message: str, *, reject_code: str) -> None:
+        super().__init__(message)
+        self.reject_code = reject_code
 
 
 class RateLimitedError(BrokerError):

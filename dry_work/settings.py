@@ -21,6 +21,7 @@ import pytz
 
 from dry_work.clock import DAY_NS, MINUTE_NS
 from dry_work.errors import ConfigError
+from dry_work.orders.risk_limits import SETTING_NAMES, RiskLimits, RiskValueError, parse_limits
 
 PAPER_URL = "https://paper-api.alpaca.markets"
 LIVE_URL = "https://api.alpaca.markets"
@@ -87,6 +88,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     alpaca_url: str = PAPER_URL
     data_url: str = DATA_URL
     request_timeout_s: float = 10.0
+    risk: RiskLimits | None = RiskLimits()  # None: no gate, only with `local`
+    resume_trading: bool = False
 
 
 def parse_timeframe(text: str, *, option: str = "--timeframe") -> TimeFrame:
@@ -301,6 +304,7 @@ _BACKTEST_KEYS = (
 TOML_KEYS = {
     "run": (*_SHARED_KEYS, "agent_id", "speed", "state_dir"),
     "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
+    "risk": (*SETTING_NAMES, "off"),
 }
 
 
@@ -324,6 +328,31 @@ def read_toml(path: Path, name: str = "run") -> dict[str, Any]:
             listed = ", ".join(sorted(TOML_KEYS[name]))
             raise ConfigError(f"{path}: [{name}] has no setting {key!r}; its settings: {listed}")
     return table
+
+
+def parse_risk(table: Mapping[str, Any], *, local: bool) -> RiskLimits | None:
+    """Return the limits of the risk gate, None when it is off.
+
+    Args:
+        table: `[risk]` of `dry-work.toml`.
+        local: the run trades with no account. Its limits of losses are off unless they are set, as a recording is not
+            to be cut short.
+
+    Raises:
+        ConfigError: naming the setting, its value and what is allowed.
+    """
+    given = dict(table)
+    off = given.pop("off", False)
+    if not isinstance(off, bool):
+        raise ConfigError(f"[risk] off = {off!r}: expected true or false")
+    if off and not local:
+        raise ConfigError("[risk] off = true goes with --local only: what trades with an account keeps its limits")
+    defaults = RiskLimits(day_loss=None, drawdown=None) if local else RiskLimits()
+    try:
+        limits = parse_limits(given, defaults)
+    except RiskValueError as error:
+        raise ConfigError(f"[risk] {error}") from None
+    return None if off else limits
 
 
 def choose_state_dir(given: str | None, *, agent_id: str, pod_dir: Path = POD_STATE_DIR) -> tuple[Path, bool]:

@@ -17,8 +17,8 @@ HEAD = """\
 
 Written by `python docs/reference/write_cli.py` from the `--help` of every command; a test compares the two.
 
-Exit codes: 0 done (also after SIGTERM), 1 failed, 2 usage or configuration, 130 after Ctrl-C. Results on stdout are for
-people; with `--json` the last line is one JSON object.
+Exit codes: 0 done (also after SIGTERM), 1 failed, 2 usage or configuration, 3 stopped by a risk limit, 130 after
+Ctrl-C. Results on stdout are for people; with `--json` the last line is one JSON object.
 
 Shells complete commands, options and files after one line in their start-up file:
 

@@ -7,6 +7,7 @@ without looking whether the order was taken. Money travels as text in both direc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,11 +28,13 @@ from dry_work.errors import (
     VenueAuthError,
 )
 from dry_work.orders.lifecycle import is_lack_of_funds
-from dry_work.orders.model import AccountSnapshot, OrderRequest, VenueOrder, VenuePosition
+from dry_work.orders.model import AccountSnapshot, OrderRequest, Replacement, VenueOrder, VenuePosition
 from dry_work.settings import LIVE_URL, PAPER_URL
+from dry_work.wire.alpaca_orders import build_replacement
 from dry_work.wire.alpaca_rest import (
     build_order_request,
     parse_account,
+    parse_decimal,
     parse_error,
     parse_order,
     parse_position,
@@ -166,6 +169,43 @@ class TradingApi:
                 return None
             raise
         return self._parse(parse_order, answer)
+
+    def order(self, order_id: str) -> VenueOrder | None:
+        """Return the order with the venue's id, with its legs; None when the venue does not know it."""
+        try:
+            answer = self.call("GET", f"/orders/{order_id}", {"nested": "true"})
+        except OrderRejectedError as error:
+            if error.http_status == 404:
+                return None
+            raise
+        return self._parse(parse_order, answer)
+
+    def replace(self, order_id: str, change: Replacement) -> VenueOrder:
+        """Ask for a change of an open order once; return the order that is to take its place.
+
+        Raises:
+            OrderRejectedError: the venue refused it.
+            OutcomeUnknownError: it may have been taken; look the new order up before sending it again.
+            BrokerUnavailableError, RateLimitedError: it was not taken.
+        """
+        answer = self.call("PATCH", f"/orders/{order_id}", build_replacement(change))
+        try:
+            return self._parse(parse_order, answer)
+        except BrokerUnavailableError as error:
+            raise OutcomeUnknownError(f"the answer to the replacement cannot be read: {error.message}") from error
+
+    def price_increment(self, symbol: str) -> Decimal | None:
+        """Return the step of an asset's prices; None when the venue does not say."""
+        try:
+            asset = self.call("GET", f"/assets/{symbol}")
+        except OrderRejectedError as error:
+            if error.http_status in (404, 422):
+                return None
+            raise
+        if not isinstance(asset, Mapping):
+            raise BrokerUnavailableError(f"/assets/{symbol}: the answer is no asset")
+        increment = self._parse(parse_decimal, asset.get("price_increment"))
+        return increment if increment is not None and increment > 0 else None
 
     def cancel(self, order_id: str) -> None:
         """Ask for the cancellation of an order by the venue's id; the stream tells of its success."""

@@ -9,18 +9,24 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from dry_work.clock import SECOND_NS
 from dry_work.errors import ConfigError
 from dry_work.orders.books import Fill
 from dry_work.orders.client_ids import check_names
 from dry_work.orders.model import OrderRequest
+from dry_work.orders.risk import LossMarks, RiskCommand, RiskState, next_state
 
 APPLICATION_ID = 0x44574F4A  # "DWOJ", stands in the file's header
 SCHEMA_VERSION = 1
+JOURNAL_NAME = "orders.sqlite"  # in the state directory
 
 _BUSY_TIMEOUT_S = 5.0
 _SCHEMA = """
@@ -47,7 +53,7 @@ CREATE TABLE intents (
 CREATE TABLE outcomes (
     id INTEGER PRIMARY KEY,
     client_order_id TEXT NOT NULL,
-    action TEXT NOT NULL,              -- submit, cancel
+    action TEXT NOT NULL,              -- submit, replace, cancel
     outcome TEXT NOT NULL,             -- accepted, refused, unknown
     order_id TEXT,
     code INTEGER,
@@ -64,6 +70,89 @@ CREATE TABLE fills (
     ts_event_ns INTEGER NOT NULL
 );
 """
+
+# Beside the schema, so that a journal from before them gets them as well. Other processes read and write these tables.
+_RISK_SCHEMA = """
+CREATE TABLE IF NOT EXISTS risk_transitions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    state TEXT NOT NULL,               -- active, reducing, flattening, halted
+    reason TEXT NOT NULL,
+    who TEXT NOT NULL,                 -- limit:<name>, operator or trader
+    at_ns INTEGER NOT NULL,
+    token TEXT NOT NULL,               -- part of the ids of the orders that close positions
+    taken_ns INTEGER                   -- when the trader has taken note of it
+);
+CREATE TABLE IF NOT EXISTS risk_marks (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    day INTEGER NOT NULL,              -- since 1970, UTC
+    day_equity TEXT NOT NULL,
+    peak TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS account (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    agent TEXT NOT NULL,
+    account_id TEXT NOT NULL,
+    url TEXT NOT NULL,
+    mode TEXT NOT NULL                 -- local, paper or live
+);
+"""
+# What an order of a group, the second part of a split order or a replacement belongs to, and what its intent's row has
+# no column for. The legs of a group get their client order ids from the venue: here stand our names for them.
+_LINKS_SCHEMA = """
+CREATE TABLE IF NOT EXISTS order_links (
+    client_order_id TEXT PRIMARY KEY,
+    parent TEXT NOT NULL,              -- client order id
+    role TEXT NOT NULL                 -- take_profit, stop_loss, remainder, replacement
+);
+CREATE TABLE IF NOT EXISTS request_bodies (
+    client_order_id TEXT PRIMARY KEY,
+    body TEXT NOT NULL                 -- JSON, as it is sent
+);
+"""
+_RISK_HISTORY = "SELECT id, state, reason, who, at_ns, token, taken_ns FROM risk_transitions ORDER BY id"
+_RISK_LAST = "SELECT id, state, reason, who, at_ns, token, taken_ns FROM risk_transitions ORDER BY id DESC LIMIT 1"
+
+
+class RiskRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of the risk state, durable; the last one holds."""
+
+    id: int = 0  # 0: there was no change yet
+    state: RiskState = RiskState.ACTIVE
+    reason: str = ""
+    who: str = ""
+    at_ns: int = 0
+    token: str = ""
+    taken_ns: int | None = None
+
+    @property
+    def is_by_limit(self) -> bool:
+        """Tell whether a limit was the cause."""
+        return self.who.startswith("limit:")
+
+
+def describe_record(record: RiskRecord) -> str:
+    """Return a change of the risk state in a sentence."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(record.at_ns // SECOND_NS))
+    return f"{record.state.value.upper()} since {at} UTC by {record.who}: {record.reason}"
+
+
+class AccountRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose account the journal's agent trades with, and where."""
+
+    agent: str
+    account_id: str
+    url: str
+    mode: str
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """An order that is about to be sent, or a part of one."""
+
+    request: OrderRequest
+    number: int  # its place in the session
+    parent: str = ""  # client order id of the order that it belongs to
+    role: str = ""  # take_profit, stop_loss, remainder, replacement
+    body: str = ""  # JSON as it is sent; empty: nothing that the other fields do not say
 
 
 class JournalSession(msgspec.Struct, frozen=True):
@@ -118,13 +207,14 @@ class Journal:
         if is_new:
             # One transaction, so that a crash leaves an empty file or a whole journal.
             db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
+                f"BEGIN; {_SCHEMA} {_RISK_SCHEMA} {_LINKS_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
                 f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
         else:
             found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise ConfigError(f"{self.path}: the orders journal is damaged: {found}; move it away to start anew")
+            db.executescript(_RISK_SCHEMA + _LINKS_SCHEMA)
 
     def mint_session(self, agent: str, *, session: str | None = None, started_ns: int = 0) -> JournalSession:
         """Return the agent's session, durable: the one it had before, otherwise a new one.
@@ -160,22 +250,40 @@ class Journal:
         Raises:
             sqlite3.IntegrityError: when the client order id was used before.
         """
-        values = (
-            request.client_order_id,
-            agent,
-            session,
-            number,
-            request.symbol,
-            request.side.value,
-            request.type.value,
-            request.time_in_force.value,
-            *(
-                None if value is None else f"{value:f}"
-                for value in (request.qty, request.limit_price, request.stop_price)
-            ),
-            at_ns,
-        )
-        self._write("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [values])
+        self.record_intents([Intent(request=request, number=number)], agent=agent, session=session, at_ns=at_ns)
+
+    def record_intents(self, intents: Sequence[Intent], *, agent: str, session: str, at_ns: int) -> None:
+        """Write down orders that belong together, all or none; returns when that is durable.
+
+        Raises:
+            sqlite3.IntegrityError: when a client order id was used before.
+        """
+        rows = [
+            (
+                intent.request.client_order_id,
+                agent,
+                session,
+                intent.number,
+                intent.request.symbol,
+                intent.request.side.value,
+                intent.request.type.value,
+                intent.request.time_in_force.value,
+                *(
+                    None if value is None else f"{value:f}"
+                    for value in (intent.request.qty, intent.request.limit_price, intent.request.stop_price)
+                ),
+                at_ns,
+            )
+            for intent in intents
+        ]
+        names = [intent.request.client_order_id for intent in intents]
+        links = [(name, intent.parent, intent.role) for name, intent in zip(names, intents, strict=True) if intent.role]
+        bodies = [(name, intent.body) for name, intent in zip(names, intents, strict=True) if intent.body]
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT INTO order_links VALUES (?, ?, ?)", links)
+            self._db.executemany("INSERT INTO request_bodies VALUES (?, ?)", bodies)
 
     def record_outcome(
         self,
@@ -215,16 +323,99 @@ class Journal:
         """Return the client order ids of all intents, oldest first."""
         return self._column("SELECT client_order_id FROM intents ORDER BY rowid")
 
+    def links(self) -> dict[str, tuple[str, str]]:
+        """Return what orders belong to: parent's client order id and role, by client order id."""
+        with self._lock:
+            rows = self._db.execute("SELECT client_order_id, parent, role FROM order_links ORDER BY rowid").fetchall()
+        return {str(name): (str(parent), str(role)) for name, parent, role in rows}
+
     def unanswered(self) -> list[str]:
         """Return the client order ids of intents whose outcome is not known, oldest first."""
         return self._column(
             "SELECT client_order_id FROM intents WHERE client_order_id NOT IN "
-            "(SELECT client_order_id FROM outcomes WHERE action = 'submit' AND outcome <> 'unknown') ORDER BY rowid"
+            "(SELECT client_order_id FROM outcomes WHERE action IN ('submit', 'replace') AND outcome <> 'unknown') "
+            "ORDER BY rowid"
         )
 
     def executions(self) -> list[str]:
         """Return the ids of all fills, oldest first."""
         return self._column("SELECT execution_id FROM fills ORDER BY rowid")
+
+    # Risk
+
+    def change_risk(self, command: RiskCommand, *, reason: str, who: str, at_ns: int) -> RiskRecord | None:
+        """Change the risk state, durable; return the change, None when the command changes nothing.
+
+        Several processes may do so at the same time: each finds the state that the one before it left.
+
+        Args:
+            command: what is to happen.
+            reason: for people; of `flattened`: what was done.
+            who: `limit:<name>`, operator or trader.
+            at_ns: wall time.
+        """
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            before = self._read_risk()
+            state = next_state(before.state, command)
+            if state is None:
+                return None
+            if command is RiskCommand.FLATTENED:
+                # The run still ends, or does not end, for the cause of the flattening.
+                reason, who = f"{before.reason} ({reason})" if reason else before.reason, before.who
+            token = secrets.token_hex(4)
+            self._db.execute(
+                "INSERT INTO risk_transitions (state, reason, who, at_ns, token) VALUES (?, ?, ?, ?, ?)",
+                (state.value, reason, who, at_ns, token),
+            )
+            if state is RiskState.ACTIVE:
+                self._db.execute("DELETE FROM risk_marks")
+            return self._read_risk()
+
+    def risk(self) -> RiskRecord:
+        """Return the last change of the risk state."""
+        with self._lock:
+            return self._read_risk()
+
+    def risk_history(self) -> list[RiskRecord]:
+        """Return all changes of the risk state, oldest first."""
+        with self._lock:
+            rows = self._db.execute(_RISK_HISTORY).fetchall()
+        return [_parse_risk(row) for row in rows]
+
+    def take_risk(self, record: RiskRecord, *, at_ns: int) -> None:
+        """Write down that the trader acts by this change and all before it."""
+        self._write("UPDATE risk_transitions SET taken_ns = ? WHERE id <= ? AND taken_ns IS NULL", [(at_ns, record.id)])
+
+    def record_marks(self, marks: LossMarks) -> None:
+        """Write down what losses are measured from."""
+        self._write(
+            "INSERT OR REPLACE INTO risk_marks VALUES (1, ?, ?, ?)",
+            [(marks.day, f"{marks.day_equity:f}", f"{marks.peak:f}")],
+        )
+
+    def marks(self) -> LossMarks | None:
+        """Return what losses are measured from, None before the first equity and after a release."""
+        with self._lock:
+            row = self._db.execute("SELECT day, day_equity, peak FROM risk_marks").fetchone()
+        return None if row is None else LossMarks(day=row[0], day_equity=Decimal(row[1]), peak=Decimal(row[2]))
+
+    def record_account(self, record: AccountRecord) -> None:
+        """Write down whose account it is."""
+        self._write(
+            "INSERT OR REPLACE INTO account VALUES (1, ?, ?, ?, ?)",
+            [(record.agent, record.account_id, record.url, record.mode)],
+        )
+
+    def account(self) -> AccountRecord | None:
+        """Return whose account it is, None before the first run."""
+        with self._lock:
+            row = self._db.execute("SELECT agent, account_id, url, mode FROM account").fetchone()
+        return None if row is None else AccountRecord(agent=row[0], account_id=row[1], url=row[2], mode=row[3])
+
+    def _read_risk(self) -> RiskRecord:
+        row = self._db.execute(_RISK_LAST).fetchone()
+        return RiskRecord() if row is None else _parse_risk(row)
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -241,3 +432,9 @@ class Journal:
     def _column(self, query: str) -> list[str]:
         with self._lock:
             return [str(row[0]) for row in self._db.execute(query)]
+
+
+def _parse_risk(row: Sequence[Any]) -> RiskRecord:
+    return RiskRecord(
+        id=row[0], state=RiskState(row[1]), reason=row[2], who=row[3], at_ns=row[4], token=row[5], taken_ns=row[6]
+    )

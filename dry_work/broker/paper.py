@@ -12,25 +12,31 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import backtrader as bt
 import structlog
 
-from dry_work.alpaca.trading import choose_url
-from dry_work.broker.account import REFRESH_S, AccountCache
+from dry_work.alpaca.trading import TradingApi, choose_url
+from dry_work.broker.account import REFRESH_S, AccountCache, AccountState
+from dry_work.broker.brake import Brake
 from dry_work.broker.desk import OrderDesk
-from dry_work.broker.journal import Journal
+from dry_work.broker.entry import OrderEntry
+from dry_work.broker.journal import AccountRecord, Journal, RiskRecord
 from dry_work.broker.positions import PositionBook
-from dry_work.broker.tickets import Ticket, line_time, line_time_ns, symbol_of
+from dry_work.broker.risk_desk import STORE_MESSAGE, RiskDesk
+from dry_work.broker.tickets import Ticket, line_time, line_time_ns, number, position_key, symbol_of
 from dry_work.broker.venue_link import VenueLink
 from dry_work.clock import MINUTE_NS, SECOND_NS, Clock, SystemClock
 from dry_work.errors import ConfigError
-from dry_work.orders.client_ids import build_client_order_id, parse_client_order_id
-from dry_work.orders.lifecycle import Phase
-from dry_work.orders.mapping import OrderTerms, Refusal, RefusalCode, build_order_request
-from dry_work.orders.model import OrderRequest, Side, TimeInForce
+from dry_work.market.symbols import is_crypto
+from dry_work.orders.client_ids import parse_client_order_id
+from dry_work.orders.mapping import ChangeTerms, OrderTerms
+from dry_work.orders.model import OrderRequest, Side
+from dry_work.orders.risk import Breach
+from dry_work.orders.risk_limits import RiskLimits
 from dry_work.wakeup import Wakeup
 
 __all__ = ["AlpacaPaperTradingBroker"]
@@ -76,6 +82,14 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
       - ``refresh_s`` (default: ``30.0``): seconds between two snapshots of the account; none in lock-step
 
       - ``clock`` (default: ``None``): where the time comes from while no slice has said it
+
+      - ``risk`` (default: ``RiskLimits()``): limits of the risk gate; ``None`` switches gate and brake off
+
+      - ``mode`` (default: ``None``): local, paper or live, for the journal; without one it follows from ``sandbox``
+
+      - ``rules`` (default: ``None``): ``alpaca`` brings prices on their ticks, splits orders that go through zero and
+        knows the hours of orders; ``backtrader`` sends orders as they are, to a simulated exchange that fills like
+        Backtrader's own broker. Without one it is the latter in lock-step
     """
 
     params = (
@@ -94,6 +108,9 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         ("request_timeout_s", 10.0),
         ("refresh_s", REFRESH_S),
         ("clock", None),
+        ("risk", RiskLimits()),
+        ("mode", None),
+        ("rules", None),
     )
 
     def __init__(self) -> None:
@@ -109,9 +126,13 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         self._stream_url = self.p.stream_url_override or f"ws{self._url.removeprefix('http')}/stream"
         self._clock: Clock = self.p.clock or SystemClock()
         self._lockstep = bool(self.p.lockstep)
+        if self.p.rules not in (None, "alpaca", "backtrader"):
+            raise ConfigError(f"rules {self.p.rules!r}: expected alpaca or backtrader")
+        self._alpaca_rules = self.p.rules == "alpaca" or (self.p.rules is None and not self._lockstep)
         self._is_running = False
         self._link: VenueLink | None = None
         self._own_journal: Journal | None = None
+        self._brake_api: TradingApi | None = None
         self.startingcash = self.startingvalue = 0.0
         self._reset()
         super().__init__()
@@ -129,13 +150,28 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             look_up=self._look_up,
             refresh=self.refresh_account,
             restart_stream=self._restart_stream,
+            send=self._send_remainder,
+            ask_cancel=self._ask_cancel,
+            assign=self._assign,
             fail=self._fail,
             lockstep=self._lockstep,
             counters=self.counters,
         )
-        self._lapsed: list[Ticket] = []  # orders whose time passed before they were sent
+        self._risk: RiskDesk | None = None
+        self._closing: list[Any] = []  # datas whose position is to be closed when nothing is open
+        self._entry = OrderEntry(
+            broker=self,
+            desk=self._desk,
+            book=self._book,
+            trouble=lambda: self._trouble,
+            check_risk=self._check_risk,
+            has_lapsed=self._has_lapsed,
+            market_ns=self._market_ns,
+            time_ns=self._clock.time_ns,
+            wake=lambda: self.p.wakeup.set() if self.p.wakeup is not None else None,
+            alpaca_rules=self._alpaca_rules,
+        )
         self._ready: deque[Any] = deque()  # notifications up to the last `next`
-        self._next_valid = math.inf  # the first time at which an order has to be canceled
         self._is_seeded = False
         self._slice_end_ns = 0
         self._slice_seen_s = 0.0
@@ -172,21 +208,33 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             refresh_s=None if self._lockstep else self.p.refresh_s,
             wakeup=self.p.wakeup or Wakeup(),
             cache=self._cache,
-            open_orders=lambda: tuple(desk.open),
+            open_orders=desk.open_names,
             is_due=self._is_due,
             on_failure=self._fail,
             counters=self.counters,
         )
         state, now_ns = self._link.connect()
+        increments: dict[str, Decimal] = {}
+        if self._alpaca_rules:
+            pairs = {symbol for symbol in map(symbol_of, self._datas()) if is_crypto(symbol)}
+            increments = self._link.price_increments(sorted(pairs))
         journal = self.p.journal
         if journal is None:
             journal = self._own_journal = Journal(DEFAULT_JOURNAL)
         session = journal.mint_session(self.p.agent, session=self.p.session, started_ns=now_ns)
-        self._session, self._number = session.session, session.last_number
+        self._risk = self._build_risk(journal, state)
         self._gateway = self._link.open_gateway(
-            journal, agent=self.p.agent, session=session, consumer=self.p.consumer or self.p.agent
+            journal,
+            agent=self.p.agent,
+            session=session,
+            consumer=self.p.consumer or self.p.agent,
+            judge=self._risk.brake.judge if self._risk is not None else lambda _name: None,
         )
+        self._entry.begin(self._gateway, agent=self.p.agent, session=session, increments=increments)
         self._book.take_snapshot(state)
+        if self._risk is not None:
+            risk = self._risk
+            risk.brake.start(lambda: risk.prepare(now_ns))
         self.startingcash = float(state.account.cash)
         self.startingvalue = float(state.account.equity)
         parts = [parse_client_order_id(order.client_order_id) for order in state.open_orders]
@@ -195,11 +243,52 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             self.counters["open orders of an earlier run"] = left
             _log.warning("open orders of an earlier run are left as they are", orders=left)
 
+    def _build_risk(self, journal: Journal, state: AccountState) -> RiskDesk | None:
+        mode = self.p.mode or ("paper" if self.p.sandbox else "live")
+        journal.record_account(AccountRecord(agent=self.p.agent, account_id=state.account.id, url=self._url, mode=mode))
+        if self.p.risk is None:
+            return None
+        # A connection of its own, so that the brake works while the others wait.
+        self._brake_api = TradingApi(
+            self.p.api_key, self.p.secret_key, url=self._url, timeout_s=self.p.request_timeout_s
+        )
+        link, desk = self._link, self._desk
+        brake = Brake(
+            journal,
+            self._brake_api,
+            agent=self.p.agent,
+            limits=self.p.risk,
+            clock=self._clock,
+            lockstep=self._lockstep,
+            is_sending=lambda: link is not None and link.gateway is not None and link.gateway.is_sending,
+            on_change=lambda: self.p.wakeup.set() if self.p.wakeup is not None else None,
+            on_failure=self._fail,
+        )
+        risk = RiskDesk(
+            self.p.risk,
+            brake,
+            journal,
+            book=self._book,
+            open_tickets=desk.exposed,
+            is_known=desk.is_known,
+            datas=self._datas,
+            tell=self._tell_risk,
+            lockstep=self._lockstep,
+            counters=self.counters,
+        )
+        risk.take_state(state)
+        return risk
+
     def stop(self) -> None:
         """Send what is decided, close the stream, end all threads. May be called twice, and before `start`."""
         self._is_running = False
         if self._link is not None:
             self._link.stop()
+        if self._risk is not None:
+            self._risk.brake.stop()
+        if self._brake_api is not None:
+            self._brake_api.close()
+            self._brake_api = None
         if self._own_journal is not None:
             self._own_journal.close()
             self._own_journal = None
@@ -248,6 +337,15 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     @property
     def halted(self) -> str:
         """Why no orders are taken; empty while they are."""
+        return self._trouble or (self._risk.halted if self._risk is not None else "")
+
+    @property
+    def risk(self) -> RiskDesk | None:
+        """Gate and brake, None before the start and when they are switched off."""
+        return self._risk
+
+    @property
+    def _trouble(self) -> str:
         if self.failure is not None:
             return f"the broker has failed: {self.failure}"
         return self._cache.halted if self._is_running else "the broker is not started"
@@ -323,8 +421,8 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         order = order_class(data=data, valid=valid, simulated=not has_bar, **given)
         order.addinfo(**info)
         order.addcomminfo(self.getcommissioninfo(data))
-        ties = (("parent", given["parent"] is not None), ("oco", oco is not None), ("transmit", not given["transmit"]))
         kinds = bt.Order.ExecTypes
+        is_trail = order.exectype == bt.Order.StopTrail
         terms = OrderTerms(
             kind=kinds[order.exectype] if order.exectype in range(len(kinds)) else str(order.exectype),
             symbol=symbol_of(data),
@@ -333,59 +431,39 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             price=order.created.price,
             limit_price=order.created.pricelimit,
             day=day,
-            linked=", ".join(name for name, is_tied in ties if is_tied),
+            until=None if day or order.valid is None else float(order.valid),
+            trail_amount=given["trailamount"],
+            trail_percent=given["trailpercent"],
+            trail_start=given["price"] if is_trail else None,
             options=info,
         )
-        if not self._is_running:
-            # No session, and so no client order id: nothing that could be told apart later.
-            self._refuse(order, RefusalCode.NOT_TRADING, f"no orders are taken: {self.halted}")
-            return order
-        self._number += 1
-        ticket = Ticket(
-            order=order,
-            client_order_id=build_client_order_id(self.p.agent, self._session, self._number),
-            symbol=terms.symbol,
-            terms=terms,
-            submitted_ns=self._slice_end_ns or (line_time_ns(data.datetime[0]) if has_bar else self._clock.time_ns()),
+        self._entry.place(
+            order,
+            terms,
+            is_started=self._is_running,
+            has_bar=has_bar,
+            at_ns=self._slice_end_ns or (line_time_ns(data.datetime[0]) if has_bar else self._clock.time_ns()),
+            parent=given["parent"],
+            transmit=given["transmit"],
+            oco=oco,
         )
-        self._desk.add(ticket)
-        request: OrderRequest | Refusal
-        if self.halted:
-            request = Refusal(RefusalCode.NOT_TRADING, f"no orders are taken: {self.halted}")
-        elif not has_bar:
-            request = Refusal(RefusalCode.NO_BAR, f"{terms.symbol} has no bar yet")
-        else:
-            request = build_order_request(terms, ticket.client_order_id)
-        if isinstance(request, Refusal):
-            ticket.phase = Phase.REJECTED
-            self._refuse(order, request.code, request.reason)
-        else:
-            ticket.request = request
-            self._send(ticket, request)
         return order
 
-    def _refuse(self, order: Any, code: RefusalCode, reason: str) -> None:
-        order.addinfo(reject_reason=reason, reject_code=code.value)
-        order.reject(self)
-        order.p.simulated = False  # so that the strategy hears of it
-        _log.warning("order refused", code=code.value, reason=reason)
-        self._desk.notify(order)
+    def _check_risk(self, request: OrderRequest, *, replaces: str = "") -> Breach | None:
+        """Return the risk limit that refuses a request. Everything that is to be sent passes here.
 
-    def _send(self, ticket: Ticket, request: OrderRequest) -> None:
-        order = ticket.order
-        order.submit(self)
-        self._desk.open[ticket.client_order_id] = ticket
-        self._desk.notify(order)
-        # Market orders never expire in Backtrader, and a `day` that the venue knows ends there.
-        ends_at_venue = ticket.terms.day and request.time_in_force is TimeInForce.DAY
-        if order.valid is not None and ticket.terms.kind != "Market" and not ends_at_venue:
-            ticket.valid = float(order.valid)
-            self._next_valid = min(self._next_valid, ticket.valid)
-            if self._has_lapsed(ticket):
-                self._lapsed.append(ticket)
-                return
-        ticket.is_sent = True
-        self._gateway.submit(request, number=self._number, at_ns=self._clock.time_ns())
+        Args:
+            request: about to be sent; of a replacement, the order as it will be.
+            replaces: client order id of the order that it replaces.
+        """
+        if self._risk is None:
+            return None
+        return self._risk.check(request, now_ns=self._market_ns(), replaces=replaces)
+
+    def _tell_risk(self, record: RiskRecord) -> None:
+        cerebro = getattr(self, "cerebro", None)
+        for strategy in getattr(cerebro, "runningstrats", ()):
+            strategy.notify_store(STORE_MESSAGE, record)
 
     def submit(self, order: Any) -> Any:
         """Return the order: `buy` and `sell` have submitted it."""
@@ -394,15 +472,78 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     def cancel(self, order: Any) -> bool:
         """Ask for an order's cancellation; False when there is nothing to cancel. The venue's word follows."""
         ticket = self._desk.find(order)
-        if ticket is None or not ticket.phase.is_open or ticket.cancel_asked or not ticket.is_sent:
+        if ticket is None or not ticket.phase.is_open or not ticket.is_sent:
             return False
-        self._ask_cancel(ticket)
+        if ticket.cancel_asked or ticket.cancel_wanted:
+            return False
+        self._entry.ask_cancel(ticket)
         return True
 
-    def _ask_cancel(self, ticket: Ticket) -> None:
-        ticket.cancel_asked = True
-        self._desk.mark_cancel(ticket)
-        self._gateway.cancel(ticket.client_order_id, at_ns=self._clock.time_ns())
+    def cancel_all(self) -> int:
+        """Ask for the cancellation of all open orders of this run; return how many that were."""
+        return sum(self.cancel(ticket.order) for ticket in tuple(self._desk.open.values()))
+
+    def replace(
+        self,
+        order: Any,
+        *,
+        size: float | None = None,
+        price: float | None = None,
+        plimit: float | None = None,
+        trailamount: float | None = None,
+        trailpercent: float | None = None,
+    ) -> bool:
+        """Ask for a change of an open order, which stays the same order of Backtrader's.
+
+        The strategy is told in any case: of the order as it stands then, or with the reason in
+        `order.info.replace_reason`. A change that cannot be asked for is answered at once with False, and the reason
+        in the same place.
+
+        Args:
+            size: new size of the whole order; its sign says nothing.
+            price: as in `buy` and `sell`: the limit of a Limit order, the trigger of a Stop or StopLimit order.
+            plimit: limit of a StopLimit order.
+            trailamount, trailpercent: of a StopTrail order, of the kind that it has.
+        """
+        wanted = ChangeTerms(
+            size=size, price=price, limit_price=plimit, trail_amount=trailamount, trail_percent=trailpercent
+        )
+        return self._entry.replace(order, wanted)
+
+    def close_position(self, data: Any) -> bool:
+        """Close the position of the data's symbol at market; False when there is none.
+
+        Open orders of the symbol are canceled first, since they hold its quantity; the closing order follows when the
+        venue has told of their end. It belongs to the first strategy.
+        """
+        key = self._book.key_of(data)
+        if not self._book.books.position(key).qty:
+            return False
+        for ticket in self._open_of(key):
+            self.cancel(ticket.order)
+        if all(self._book.key_of(other) != key for other in self._closing):
+            self._closing.append(data)
+        self._close_positions()
+        return True
+
+    def close_all(self) -> int:
+        """Close the positions of all datas as `close_position` does; return how many that were."""
+        datas = {self._book.key_of(data): data for data in reversed(self._datas())}
+        return sum(self.close_position(data) for data in datas.values())
+
+    def _open_of(self, key: str) -> list[Ticket]:
+        return [ticket for ticket in self._desk.open.values() if position_key(ticket.symbol) == key]
+
+    def _close_positions(self) -> None:
+        for data in tuple(self._closing):
+            key = self._book.key_of(data)
+            if self._open_of(key):
+                continue
+            self._closing.remove(data)
+            qty = self._book.books.position(key).qty
+            if qty:
+                place = self.sell if qty > 0 else self.buy
+                place(None, data, number(abs(qty)), exectype=bt.Order.Market)
 
     def orderstatus(self, order: Any) -> int:
         """Return the status of an order, or of the order that a clone was made of."""
@@ -428,17 +569,24 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     def next(self) -> None:
         """Take over what has come from the venue, in the order in which it came."""
         self._seed()
-        lapsed, self._lapsed = self._lapsed, []
-        for ticket in lapsed:
+        self._entry.release()
+        for ticket in self._entry.take_lapsed():
             self._desk.lapse(ticket)
         inbox = self._link.inbox if self._link is not None else deque()
         while inbox:
-            self._desk.take(inbox.popleft())
+            item = inbox.popleft()
+            if isinstance(item, AccountState) and self._risk is not None:
+                self._risk.take_state(item)
+            self._desk.take(item)
+        if self._closing:
+            self._close_positions()
         if not self._lockstep:
             self._cancel_lapsed()
         fills = self._desk.take_new_fills()
         if fills:
             self._gateway.record(fills)
+        if self._risk is not None:
+            self._risk.watch(self._market_ns())
         self._ready.extend(self._desk.release())
 
     def _seed(self) -> None:
@@ -461,6 +609,15 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     def _look_up(self, client_order_ids: Iterable[str]) -> None:
         assert self._link is not None
         self._link.look_up(client_order_ids)
+
+    def _send_remainder(self, ticket: Ticket, request: OrderRequest, number: int) -> None:
+        self._entry.send_remainder(ticket, request, number)
+
+    def _ask_cancel(self, ticket: Ticket) -> None:
+        self._entry.ask_cancel(ticket)
+
+    def _assign(self, name: str, order_id: str) -> None:
+        self._gateway.assign(name, order_id)
 
     def _restart_stream(self) -> None:
         if self._link is not None and not self._lockstep:
@@ -493,19 +650,23 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         return line_time(self._market_ns() + ahead_ns) > ticket.valid
 
     def _cancel_lapsed(self) -> None:
-        if not math.isfinite(self._next_valid):
+        if not math.isfinite(self._entry.next_valid):
             return
         waiting = [t for t in self._desk.open.values() if t.valid is not None and t.is_sent and not t.cancel_asked]
         for ticket in waiting:
-            if self._has_lapsed(ticket):
+            if self._has_lapsed(ticket) and not any(member.is_expiring for member in ticket.members):
                 ticket.is_expiring = True
-                self._ask_cancel(ticket)
-        self._next_valid = min(
+                self._entry.ask_cancel(ticket)
+        self._entry.next_valid = min(
             (t.valid for t in waiting if t.valid is not None and not t.cancel_asked), default=math.inf
         )
 
     def _is_due(self) -> bool:
-        return not self._lockstep and self._next_valid < math.inf and line_time(self._market_ns()) > self._next_valid
+        return (
+            not self._lockstep
+            and self._entry.next_valid < math.inf
+            and line_time(self._market_ns()) > self._entry.next_valid
+        )
 
     # Lock-step
 
@@ -517,6 +678,8 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         """Report the slice done once all its orders are sent; only in lock-step."""
         if self._lockstep and self._is_running:
             self._cancel_lapsed()
+            if self._risk is not None and not self._risk.brake.is_settled:
+                self._gateway.run(self._risk.brake.work)
             self._gateway.report(number)
 
     # Results

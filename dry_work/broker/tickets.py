@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import backtrader as bt
 
+from dry_work.broker.outcomes import PairHold
 from dry_work.market.symbols import is_option
 from dry_work.orders.books import Fill, PositionChange
+from dry_work.orders.groups import Role
 from dry_work.orders.lifecycle import Phase, status_word
 from dry_work.orders.mapping import OrderTerms, order_type_word, parse_qty
 from dry_work.orders.model import OrderRequest
@@ -34,9 +36,21 @@ class CancelMark:
         self.is_queued = True
 
 
+@dataclass
+class PendingReplacement:
+    """A replacement that was asked for and whose outcome is not known."""
+
+    request: OrderRequest  # the order as it is to stand then, under the new client order id
+    is_unresolved: bool = False  # the venue may or may not have it
+
+
 @dataclass(eq=False)
 class Ticket:
-    """One order."""
+    """One order of a strategy.
+
+    The venue may have another order for it than the one that was submitted: a replacement, the second part of a split
+    order, or a leg, whose client order id the venue makes.
+    """
 
     order: Any  # Backtrader's
     client_order_id: str
@@ -51,6 +65,46 @@ class Ticket:
     is_expiring: bool = False  # its cancellation is its expiry
     cancel_mark: CancelMark | None = None
     cancel_asked: bool = False
+    cancel_wanted: bool = False  # to be asked for when a replacement is settled
+    number: int = 0  # its place in the session
+    sent_name: str = ""  # by which the order worker knows it
+    venue_name: str = (
+        ""  # client order id of the venue's order that stands for it, empty for a leg that is not known yet
+    )
+    venue_id: str = ""  # id of that order, empty while it is not known
+    role: Role | None = None  # in its group
+    members: list[Ticket] = field(default_factory=list)  # of its group, in order of submission, with itself
+    hold: PairHold | None = None  # while it may still become one of a pair
+    remainder: Ticket.Remainder | None = None  # the second part of a split order, while it is not sent
+    replacing: PendingReplacement | None = None
+
+    @dataclass
+    class Remainder:
+        """The second part of an order that goes through zero."""
+
+        request: OrderRequest
+        number: int
+        is_canceled: bool = False  # it is not to follow
+
+    def __post_init__(self) -> None:
+        self.sent_name = self.venue_name = self.client_order_id
+
+    def join(self, members: list[Ticket], role: Role) -> None:
+        """Become one of a group that goes out as one order."""
+        self.members, self.role = members, role
+
+    @property
+    def head(self) -> Ticket:
+        """The order under whose name the group goes out; itself without a group."""
+        for member in self.members:
+            if member.role is Role.ENTRY:
+                return member
+        return next((member for member in self.members if member.role is Role.TAKE_PROFIT), self)
+
+    @property
+    def is_leg(self) -> bool:
+        """Tell whether the venue gives its client order id."""
+        return self.head is not self
 
     def record(self) -> dict[str, object]:
         """Return the order as the results list it."""

@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from typing import TypeVar
 
 import structlog
@@ -22,6 +23,7 @@ from dry_work.broker.gateway import OrderGateway
 from dry_work.broker.journal import Journal, JournalSession
 from dry_work.errors import BrokerError, BrokerUnavailableError, CodecError
 from dry_work.orders.model import TradeEvent
+from dry_work.orders.risk import Breach
 from dry_work.wakeup import Wakeup
 
 START_TIMEOUT_S = 15.0
@@ -121,7 +123,30 @@ class VenueLink:
         self._cache.note_success(state)
         return state, now_ns
 
-    def open_gateway(self, journal: Journal, *, agent: str, session: JournalSession, consumer: str) -> OrderGateway:
+    def price_increments(self, symbols: Iterable[str]) -> dict[str, Decimal]:
+        """Return the steps of the prices of these symbols, as far as the venue says them. Before `open_gateway`."""
+        found: dict[str, Decimal] = {}
+        for symbol in symbols:
+            try:
+                increment = self._account_api.price_increment(symbol)
+            except BrokerError as error:
+                _log.warning(
+                    "the price increment is not known, prices go out as they are", symbol=symbol, error=str(error)
+                )
+                continue
+            if increment is not None:
+                found[symbol] = increment
+        return found
+
+    def open_gateway(
+        self,
+        journal: Journal,
+        *,
+        agent: str,
+        session: JournalSession,
+        consumer: str,
+        judge: Callable[[str], Breach | None],
+    ) -> OrderGateway:
         """Begin to take orders."""
         self.gateway = OrderGateway(
             self._order_api,
@@ -131,6 +156,7 @@ class VenueLink:
             agent=agent,
             session=session,
             consumer=consumer,
+            judge=judge,
         )
         self.gateway.start()
         self._keeper.start()

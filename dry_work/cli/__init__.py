@@ -16,6 +16,8 @@ COMMANDS = {
     "run": ("dry_work.cli.run", "Trade with a Backtrader strategy, on Alpaca paper or on the local stack."),
     "backtest": ("dry_work.cli.backtest", "Run a strategy on recorded bars."),
     "optimize": ("dry_work.cli.optimize", "Try many parameter sets, and judge the best on later data."),
+    "halt": ("dry_work.cli.halt", "Stop an agent's orders, also when it hangs; or let it trade again."),
+    "flatten": ("dry_work.cli.flatten", "Cancel all orders and close all positions, also of an agent that hangs."),
     "new": ("dry_work.cli.new", "Make a folder with a strategy, its settings and a test."),
     "check": ("dry_work.cli.check", "Tell what a run would miss, and what fixes it."),
     "download": ("dry_work.cli.download", "Download history from Alpaca: stocks, crypto, options."),
@@ -64,7 +66,7 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 usage, 130 after SIGINT."""
+    """Run the command line and leave with its exit code: 0 done, 1 failed, 2 usage, 3 risk limit, 130 after SIGINT."""
     try:
         code = cli.main(args=args, prog_name="dry-work", standalone_mode=False)
     except click.exceptions.Abort:

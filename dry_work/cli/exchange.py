@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -12,6 +12,7 @@ from dry_work.errors import ConfigError
 
 if TYPE_CHECKING:
     from dry_work.cli.signals import StopWaiter
+    from dry_work.exchange.faults import Fault
     from dry_work.exchange.server import ExchangeServer
     from dry_work.feeds.recorded import Recording
     from dry_work.feeds.recorded_ticks import TickRecording
@@ -113,6 +114,26 @@ _LOOK_S = 0.5
     help="Cancels and replacements reach the market one slice later and may lose to a fill. Only with --rules alpaca.",
 )
 @click.option(
+    "--matching",
+    type=click.Choice(["bars", "volume", "ticks"]),
+    default="bars",
+    show_default=True,
+    help="What fills orders: bars, always the whole order; bars with no more than their volume; or the recorded trades "
+    "and quotes, and bars with their volume where a minute has none. Only bars with --rules backtrader.",
+)
+@click.option(
+    "--wash-trades",
+    is_flag=True,
+    help="Take orders that would trade with the account's own; Alpaca refuses them.",
+)
+@click.option(
+    "--faults",
+    "faults_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What goes wrong on purpose: a JSON list as `POST /dry-work/v1/faults` takes it, which sets faults later.",
+)
+@click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -138,6 +159,9 @@ def command(
     stream_symbols: int | None,
     requests_per_minute: int | None,
     races: bool,
+    matching: Literal["bars", "volume", "ticks"],
+    wash_trades: bool,
+    faults_file: Path | None,
     state_dir: Path | None,
 ) -> None:
     """Run the simulated exchange: Alpaca's trading API, trade updates and market data on recorded or synthetic prices.
@@ -183,6 +207,9 @@ def command(
             ),
             requests_per_minute=requests_per_minute,
             changes_in_flight=races,
+            matching=matching,
+            wash_trades=wash_trades,
+            faults=_read_faults(faults_file),
             skip_gaps=skip_gaps,
             state_dir=state_dir,
             on_failure=waiter.fail,
@@ -254,6 +281,21 @@ def _open_recording(data: tuple[str, ...], symbols_file: Path | None) -> tuple[R
         default = Path("symbols.txt")
         symbols = read_symbols(default) if default.exists() else list(_DEFAULT_SYMBOLS)
     return synthetic_day(symbols), TickRecording({})
+
+
+def _read_faults(path: Path | None) -> list[Fault]:
+    from dry_work.errors import CodecError
+    from dry_work.exchange.faults import parse_faults
+    from dry_work.wire.alpaca_rest import parse_json
+
+    if path is None:
+        return []
+    try:
+        return parse_faults(parse_json(path.read_bytes()))
+    except OSError as error:
+        raise ConfigError(f"--faults {path} cannot be read: {error.strerror or error}") from None
+    except CodecError as error:
+        raise ConfigError(f"--faults {path}: {error.reason}") from None
 
 
 def _parse_keys(texts: tuple[str, ...]) -> dict[str, str] | None:

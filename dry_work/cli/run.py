@@ -44,6 +44,11 @@ _DEFAULT_WARMUP = 100
     metavar="DIR",
     help="Where orders journal, lease and heartbeat are. Default: ./.dry-work.",
 )
+@click.option(
+    "--resume-trading",
+    is_flag=True,
+    help="Trade again after a limit or `dry-work halt` has stopped it; losses count from now.",
+)
 @click.option("--take-over", is_flag=True, help="Take a subscription that another state directory left behind.")
 @view_options
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view that a terminal gets.")
@@ -71,7 +76,8 @@ def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool, report: st
     from dry_work.settings import read_environment, read_toml
 
     folder = Path.cwd()
-    settings = build_settings(options, read_toml(folder / "dry-work.toml"), read_environment(folder))
+    toml = folder / "dry-work.toml"
+    settings = build_settings(options, read_toml(toml), read_environment(folder), read_toml(toml, "risk"))
     if settings.mode != "local" and (report or plot):
         raise ConfigError("--report and --plot go with --local: other runs have no recording to draw prices from")
     check_views(report, plot)
@@ -106,7 +112,9 @@ def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool, report: st
         traceback.print_exception(error.__cause__ or error)
         click.echo(f"dry-work: {error}", err=True)
         return EXIT_FAILED
-    if runner.stop_code is not None:
+    if runner.stopped_by_limit:
+        click.echo(f"stopped: {runner.stopped_by_limit}")
+    elif runner.stop_code is not None:
         click.echo("stopped" + ("" if runner.stop_code == EXIT_DONE else " by Ctrl-C"))
     console = Console(soft_wrap=False, highlight=False)
     for part in build_tables(result):
@@ -118,8 +126,19 @@ def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool, report: st
     return EXIT_DONE if runner.stop_code is None else runner.stop_code
 
 
-def build_settings(options: Mapping[str, Any], toml: Mapping[str, Any], environment: Mapping[str, str]) -> Any:
+def build_settings(
+    options: Mapping[str, Any],
+    toml: Mapping[str, Any],
+    environment: Mapping[str, str],
+    risk: Mapping[str, Any] | None = None,
+) -> Any:
     """Return the settings of a run. An option wins over the environment, the environment over `dry-work.toml`.
+
+    Args:
+        options: of the command line, by name.
+        toml: the table `[run]`.
+        environment: variables by name.
+        risk: the table `[risk]`.
 
     Raises:
         ConfigError: naming the setting, its value and what is allowed.
@@ -149,6 +168,8 @@ def build_settings(options: Mapping[str, Any], toml: Mapping[str, Any], environm
         "state_dir_given": given,
         "agent_id": s.parse_agent_id(agent_id) if agent_id else "",
         "take_over": bool(options.get("take_over")),
+        "resume_trading": bool(options.get("resume_trading")),
+        "risk": s.parse_risk(risk or {}, local=local),
     }
     check_frames(timeframe, shared["resample"])
     if timeframe.length_ns % 60_000_000_000:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,7 @@ from dry_work.alpaca.assets import check_symbols
 from dry_work.alpaca.simulated import ExchangeControl, is_alpaca
 from dry_work.alpaca.trading import TradingApi
 from dry_work.backoff import Backoff
-from dry_work.broker.journal import Journal
+from dry_work.broker.journal import Journal, describe_record
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.clock import Clock, SystemClock
 from dry_work.engine.agents import Agent, derive_session, load_agent
@@ -25,12 +26,14 @@ from dry_work.engine.live import LiveCerebro
 from dry_work.engine.progress import Progress, ProgressWatch
 from dry_work.engine.result import RunResult, build_curve, days_a_year, measure_equity
 from dry_work.engine.state import AgentState
+from dry_work.engine.strategy_state import StrategyKeeper
 from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.base import resampling
 from dry_work.feeds.pubsub import PubSubMarketDataFeed
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.market.messages import Slice
+from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.ports import MarketSource
 from dry_work.recording.recorder import SYMBOLS_FACT, Recorder
 from dry_work.settings import Credentials, RunSettings
@@ -46,6 +49,7 @@ LOCK_STEP_GRACE_S = 300.0
 # The recordings of a run must not fill the disk that its orders journal needs.
 RECORDINGS_BYTES = 1024 * 1024 * 1024
 _REGISTER_ATTEMPTS = 10
+EXIT_RISK = 3  # exit code of a run that a risk limit has ended
 # What the market data went through, by the source's counters.
 _OUTAGES = ("reconnects", "recreated_subscriptions", "publisher_restarts")
 
@@ -87,8 +91,11 @@ class Runner:
         self._stop_code: int | None = None
         self._is_running = False  # the engine, and with it user code
         self.recording: Recording | None = None  # what a local run plays, for its report
+        self._kept: StrategyKeeper | None = None
         self._equity: list[tuple[int, float]] = []  # end of each slice, account value
         self._next_line = 0.0
+        self._lockstep = False
+        self.stopped_by_limit = ""  # which one, and when
 
     @property
     def stop_code(self) -> int | None:
@@ -138,7 +145,7 @@ class Runner:
             control = None if is_alpaca(settings.alpaca_url) else ExchangeControl(api)
             session = None if control is None else control.session()
             check_symbols(settings.symbols, api)
-            lockstep = session is not None and session.lockstep
+            lockstep = self._lockstep = session is not None and session.lockstep
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
             recorder = self._build_recorder(settings, state)
@@ -163,16 +170,31 @@ class Runner:
             source.start(self._wakeup)
             journal = Journal(state.journal_path)
             stack.callback(journal.close)
-            broker = self._build_broker(settings, settings.credentials, agent, state, journal, lockstep, fingerprint)
+            self._tell_risk(journal)
+            broker = self._build_broker(
+                settings,
+                settings.credentials,
+                agent,
+                state,
+                journal,
+                lockstep,
+                fingerprint,
+                None if session is None else session.rules,
+            )
             stack.callback(broker.stop)
             cerebro = self._build_cerebro(settings, agent, api, source, broker, state, lockstep)
+            register: Callable[[], object] | None = None
             if control is not None and session is not None:
                 stack.callback(self._unregister, control, state.agent_id)
-                cerebro.on_ready = lambda: control.register(state.agent_id, settings.symbols)
+                register = partial(control.register, state.agent_id, settings.symbols)
                 # What an outage of Pub/Sub swallowed, the simulated exchange sends again.
                 cerebro.on_reconnect = lambda: self._register_again(control, state.agent_id, settings.symbols)
+            kept = self._kept = StrategyKeeper(
+                state.strategy_path, agent=agent.strategy.__qualname__, clock=self._clock
+            )
+            cerebro.on_ready = partial(self._make_ready, cerebro, kept, register)
             with _stopping_feeds(cerebro):
-                self._run_cerebro(cerebro)
+                self._run_cerebro(cerebro, kept)
             seconds = time.monotonic() - begun
             if recorder is not None:
                 notes = [*notes, *recorder.describe_trouble()]
@@ -239,6 +261,7 @@ class Runner:
         journal: Journal,
         lockstep: bool,
         fingerprint: str,
+        rules: str | None,
     ) -> AlpacaPaperTradingBroker:
         broker: Any = AlpacaPaperTradingBroker  # Backtrader's metaclass takes the params
         built: AlpacaPaperTradingBroker = broker(
@@ -254,8 +277,26 @@ class Runner:
             wakeup=self._wakeup,
             lockstep=lockstep,
             request_timeout_s=settings.request_timeout_s,
+            rules=rules,
+            risk=settings.risk,
+            mode=settings.mode,
         )
         return built
+
+    def _tell_risk(self, journal: Journal) -> None:
+        """Say which limits are in force, and what has stopped the agent before."""
+        settings = self._settings
+        if settings.risk is None:
+            self._tell("risk: the gate is off")
+            return
+        self._tell(f"risk: {settings.risk.describe()}")
+        if settings.resume_trading:
+            journal.change_risk(
+                RiskCommand.RELEASE, reason="--resume-trading", who="operator", at_ns=self._clock.time_ns()
+            )
+        record = journal.risk()
+        if record.state is not RiskState.ACTIVE:
+            self._tell(f"risk: {describe_record(record)}. To trade again: --resume-trading, or dry-work halt --release")
 
     def _build_cerebro(
         self,
@@ -326,12 +367,20 @@ class Runner:
 
     # Running
 
-    def _run_cerebro(self, cerebro: LiveCerebro) -> None:
+    def _make_ready(self, cerebro: LiveCerebro, kept: StrategyKeeper, register: Callable[[], object] | None) -> None:
+        told = kept.load(cerebro.runningstrats[0])
+        if told:
+            self._tell(f"state: {told}")
+        if register is not None:
+            register()
+
+    def _run_cerebro(self, cerebro: LiveCerebro, kept: StrategyKeeper) -> None:
         if self._stop_code is not None:
             return
         try:
             self._is_running = True
             cerebro.run()
+            kept.save()
         except Stuck:
             self._tell("the strategy did not return in time and was interrupted")
         except DryWorkError:
@@ -349,6 +398,8 @@ class Runner:
 
     def _look_after(self, broker: AlpacaPaperTradingBroker) -> None:
         self._raise_failure(broker)
+        if not self._lockstep:
+            self._stop_for_limit(broker)
         if self._watch is not None:
             self._watch.look()
 
@@ -363,6 +414,10 @@ class Runner:
     def _after_slice(self, piece: Slice) -> None:
         assert self._cerebro is not None
         broker = self._cerebro.broker
+        if self._lockstep:
+            self._stop_for_limit(broker)  # here only, so that equal runs end with the same slice
+        if self._kept is not None:
+            self._kept.after_slice(broker.order_count)
         value = broker.getvalue()
         self._equity.append((piece.end_ns, value))
         if self._watch is not None:
@@ -375,6 +430,13 @@ class Runner:
             at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(piece.end_ns // 1_000_000_000))
             bars = sum(self._cerebro.bars.values())
             self._tell(f"{at} UTC  {bars:,} bars  {broker.order_count} orders  equity {value:,.2f}")
+
+    def _stop_for_limit(self, broker: AlpacaPaperTradingBroker) -> None:
+        record = broker.risk.stopped_by if broker.risk is not None else None
+        if record is not None and not self.stopped_by_limit and self._stop_code is None and self._cerebro is not None:
+            self.stopped_by_limit = describe_record(record)
+            self._stop_code = EXIT_RISK
+            self._cerebro.runstop()
 
     def _register_again(self, control: ExchangeControl, agent_id: str, symbols: tuple[str, ...]) -> None:
         backoff = Backoff(random.Random(), initial_s=0.2, cap_s=2.0)
@@ -419,6 +481,7 @@ class Runner:
         if cerebro.late_bars:
             counted["late behind their symbol"] = cerebro.late_bars
         dropped = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(counted.items())]
+        dropped += [f"{count} {name}" for name, count in sorted(broker.counters.items()) if "by the risk limit" in name]
         positions = {
             feed: size for feed, size in ((s, broker.position_of(s)) for s in settings.symbols) if abs(size) > 1e-12
         }

@@ -16,6 +16,7 @@ from dry_work.settings import POD_STATE_DIR, RunSettings
 HEARTBEAT = "heartbeat"
 JOURNAL = "orders.sqlite"
 RECORDINGS = "recordings"
+STRATEGY = "strategy.json"
 
 
 class AgentState:
@@ -46,6 +47,11 @@ class AgentState:
         return self.path / JOURNAL
 
     @property
+    def strategy_path(self) -> Path:
+        """Where what the strategy keeps is."""
+        return self.path / STRATEGY
+
+    @property
     def recordings_path(self) -> Path | None:
         """Where what was received is recorded; None when nothing of the directory would survive the run."""
         return None if self._fresh and not self._given else self.path / RECORDINGS
@@ -65,7 +71,7 @@ class AgentState:
         self._lease.acquire()
         self.nonce = self._lease.nonce
         if self._fresh:
-            for name in (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", HEARTBEAT):
+            for name in (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", HEARTBEAT, STRATEGY):
                 (self.path / name).unlink(missing_ok=True)
 
     def beat(self, clock: Clock) -> None:

@@ -148,6 +148,32 @@ class _FloatPosition:
             self.price = price
 
 
+class FundsCheck:
+    """Asks of order after order whether the cash is there, as `BackBroker.check_submitted` does.
+
+    The orders are executed on a copy one after the other, whether the cash was there or not: an order that cannot be
+    paid takes its price from those behind it.
+    """
+
+    def __init__(self, cash: float, positions: Mapping[str, _FloatPosition]) -> None:
+        self._cash = cash
+        self._positions = positions
+        self._copies: dict[str, _FloatPosition] = {}
+
+    def take(self, symbol: str, change: Decimal, check_price: Decimal) -> bool:
+        """Execute an order of the signed quantity `change` on the copy; tell whether the cash was there."""
+        size, price = float(change), float(check_price)
+        held = self._positions.get(symbol, _FloatPosition())
+        copy = self._copies.setdefault(symbol, _FloatPosition(held.size, held.price))
+        closed, opened = copy.split(size)
+        copy.update(size, price)
+        if closed:
+            self._cash += -closed * price
+        if opened:
+            self._cash -= opened * price
+        return self._cash >= 0.0
+
+
 class BacktraderAccount(Account):
     """An account with the funds rules of `BackBroker` (no commission, no leverage, short sales add cash).
 
@@ -161,27 +187,9 @@ class BacktraderAccount(Account):
         self._float_cash = float(cash)
         self._float_positions: dict[str, _FloatPosition] = {}
 
-    def check_submitted(self, wanted: Iterable[tuple[str, Decimal, Decimal]]) -> list[bool]:
-        """Tell for each order (symbol, signed quantity, price) whether the cash is there, as `check_submitted` does.
-
-        The orders are executed on a copy one after the other, whether the cash was there or not: an order that
-        cannot be paid takes its price from those behind it.
-        """
-        cash = self._float_cash
-        copies: dict[str, _FloatPosition] = {}
-        answers = []
-        for symbol, change, check_price in wanted:
-            size, price = float(change), float(check_price)
-            held = self._float_positions.get(symbol, _FloatPosition())
-            copy = copies.setdefault(symbol, _FloatPosition(held.size, held.price))
-            closed, opened = copy.split(size)
-            copy.update(size, price)
-            if closed:
-                cash += -closed * price
-            if opened:
-                cash -= opened * price
-            answers.append(cash >= 0.0)
-        return answers
+    def begin_check(self) -> FundsCheck:
+        """Begin to check the funds of the orders that were made since the last slice."""
+        return FundsCheck(self._float_cash, self._float_positions)
 
     def execute(self, symbol: str, change: Decimal, price: Decimal) -> tuple[Decimal, bool]:
         """Book what can be paid of `change` at `price`.
@@ -270,14 +278,33 @@ class AlpacaAccount(Account):
 
     def execute(self, symbol: str, change: Decimal, price: Decimal) -> None:
         """Book a fill. The fee for crypto is taken from what is received: coins on a buy, money on a sell."""
-        with localcontext(EXACT):
-            money = -change * price
-            if is_crypto(symbol):
-                if change > 0:
-                    change -= (change * CRYPTO_FEE_RATE).quantize(CRYPTO_INCREMENT, rounding=ROUND_UP)
-                else:
-                    money -= money * CRYPTO_FEE_RATE
-            self.book(symbol, change, price, money)
+        self.book(symbol, *settle_fill(symbol, change, price))
+
+    def take_back(self, symbol: str, change: Decimal, price: Decimal, rest: Iterable[tuple[Decimal, Decimal]]) -> None:
+        """Take a fill back; `rest` are the fills of the symbol that stay, in their order: change and price."""
+        _, _, money = settle_fill(symbol, change, price)
+        self.cash = EXACT.subtract(self.cash, money)
+        position = self._positions[symbol] = Position()
+        for other_change, other_price in rest:
+            net, _, _ = settle_fill(symbol, other_change, other_price)
+            position.apply(net, other_price)
+
+
+def settle_fill(symbol: str, change: Decimal, price: Decimal) -> tuple[Decimal, Decimal, Decimal]:
+    """Return what a fill at Alpaca changes: the position, at which price, and the cash."""
+    coins, money = fill_fee(symbol, change, price)
+    with localcontext(EXACT):
+        return change - coins, price, -change * price - money
+
+
+def fill_fee(symbol: str, change: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
+    """Return the fee of a fill at Alpaca, in coins and in money: only crypto pays, and in what is received."""
+    with localcontext(EXACT):
+        if not is_crypto(symbol):
+            return ZERO, ZERO
+        if change > 0:
+            return (change * CRYPTO_FEE_RATE).quantize(CRYPTO_INCREMENT, rounding=ROUND_UP), ZERO
+        return ZERO, -change * price * CRYPTO_FEE_RATE
 
 
 def _margin_rate(symbol: str, multiplier: int) -> Decimal:

@@ -13,15 +13,16 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from dry_work.clock import DAY_NS, SECOND_NS
-from dry_work.exchange.account import AccountSettings
+from dry_work.exchange.account import ZERO, AccountSettings, fill_fee
 from dry_work.exchange.answers import authorize, build_answer, query_limit, query_time, query_word, read_object
 from dry_work.exchange.commands import ChangeSettings, Command
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.equity import EquityLog
+from dry_work.exchange.identifiers import build_activity_id
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.timeframes import NEW_YORK, Timeframe
 from dry_work.exchange.venue import Venue
-from dry_work.orders.model import TradeEvent
+from dry_work.orders.model import Side, TradeEvent
 from dry_work.wire.alpaca_rest import CODE_REQUEST, encode_decimal
 from dry_work.wire.pubsub import encode_time
 
@@ -35,6 +36,7 @@ _TIMEFRAMES = {
     "1d": Timeframe(1, "day"),
 }
 _SPELLINGS = {"1min": "1Min", "5min": "5Min", "15min": "15Min", "1h": "1H", "1d": "1D"}
+_ACTIVITIES = frozenset({"FILL", "CFEE", "FEE"})
 _WORDS = {"trade_confirm_email": ("all", "none"), "max_margin_multiplier": ("1", "2", "4")}
 
 
@@ -110,14 +112,15 @@ class AccountApi:
         date_ns = query_time(request, "date", code=CODE_REQUEST)
         if date_ns is not None:
             after_ns, until_ns = date_ns - 1, date_ns + DAY_NS
-        kinds = request.match_info.get("kind") or request.query.get("activity_types", "")
-        if kinds and "FILL" not in kinds.upper().split(","):
-            return build_answer([])  # only fills happen here
+        asked = (request.match_info.get("kind") or request.query.get("activity_types", "")).upper()
+        kinds = {kind.strip() for kind in asked.split(",") if kind.strip()} or _ACTIVITIES
         account_id = self._venue.account(key_id).id
         rows = [
-            _describe_fill(event, account_id)
+            row
             for event in self._fills(key_id)
             if (after_ns is None or event.ts_event_ns > after_ns) and (until_ns is None or event.ts_event_ns < until_ns)
+            for row in self._describe_activities(event, account_id)
+            if row["activity_type"] in kinds
         ]
         if newest_first:
             rows.reverse()
@@ -126,6 +129,14 @@ class AccountApi:
             ids = [row["id"] for row in rows]
             rows = rows[ids.index(token) + 1 :] if token in ids else []
         return build_answer(rows[:size])
+
+    def _describe_activities(self, event: TradeEvent, account_id: str) -> list[dict[str, Any]]:
+        rows = [_describe_fill(event, account_id)]
+        if self._venue.rules == "alpaca":
+            fee = _describe_fee(event, account_id)
+            if fee is not None:
+                rows.append(fee)
+        return rows
 
     # Equity
 
@@ -179,12 +190,43 @@ def _describe_settings(settings: AccountSettings) -> dict[str, Any]:
     return answer
 
 
+def _describe_fee(event: TradeEvent, account_id: str) -> dict[str, Any] | None:
+    """Return the fee of a fill as an activity: CFEE in coins, FEE in dollars; None when there was none."""
+    order = event.order
+    qty, price = event.qty or ZERO, event.price or ZERO
+    coins, money = fill_fee(order.symbol, qty if order.side is Side.BUY else -qty, price)
+    if not coins and not money:
+        return None
+    moment = datetime.fromtimestamp(event.ts_event_ns // SECOND_NS, UTC).astimezone(NEW_YORK)
+    row = {
+        "id": f"{_activity_time(event)}::{build_activity_id(event.execution_id)}",
+        "account_id": account_id,
+        "activity_type": "CFEE" if coins else "FEE",
+        "date": f"{moment:%Y-%m-%d}",
+        "created_at": encode_time(event.ts_event_ns),
+        "net_amount": encode_decimal(-money),
+        "description": "Coin Pair Transaction Fee (Non USD)" if coins else "Coin Pair Transaction Fee",
+        "status": "executed",
+    }
+    if coins:
+        row |= {
+            "symbol": order.symbol.replace("/", ""),
+            "qty": encode_decimal(-coins),
+            "price": encode_decimal(price),
+        }
+    return row
+
+
+def _activity_time(event: TradeEvent) -> str:
+    moment = datetime.fromtimestamp(event.ts_event_ns // SECOND_NS, UTC).astimezone(NEW_YORK)
+    return f"{moment:%Y%m%d%H%M%S}{event.ts_event_ns // 1_000_000 % 1000:03d}"
+
+
 def _describe_fill(event: TradeEvent, account_id: str) -> dict[str, Any]:
     order = event.order
-    moment = datetime.fromtimestamp(event.ts_event_ns // SECOND_NS, UTC).astimezone(NEW_YORK)
     leaves = Decimal(0) if order.qty is None else order.qty - order.filled_qty
     return {
-        "id": f"{moment:%Y%m%d%H%M%S}{event.ts_event_ns // 1_000_000 % 1000:03d}::{event.execution_id}",
+        "id": f"{_activity_time(event)}::{event.execution_id}",
         "account_id": account_id,
         "activity_type": "FILL",
         "transaction_time": encode_time(event.ts_event_ns),

@@ -6,6 +6,8 @@ Event-loop only.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -34,6 +36,9 @@ WINDOW_S = 60
 _WINDOWS = 10_000  # then the counts begin anew, so that made-up key ids do not fill the memory
 ALPACA_BUDGET = 200  # requests a minute and account, what Alpaca grants
 
+
+# Answers a request by a call of its second argument, or in another way.
+Disturb = Callable[[web.Request, Callable[[], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]]
 
 _MARKET_DATA = ("/v2/stocks/", "/v1beta3/crypto/")
 _UNCOUNTED = "/dry-work/"  # the exchange's own control API
@@ -77,8 +82,13 @@ def build_answer(payload: object, *, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(payload), status=status, content_type="application/json")
 
 
-def build_middleware(budget: RequestBudget) -> Middleware:
-    """Return the middleware that makes every failure an error body and adds the headers of every answer."""
+def build_middleware(budget: RequestBudget, disturb: Disturb) -> Middleware:
+    """Return the middleware that makes every failure an error body and adds the headers of every answer.
+
+    Args:
+        budget: of requests.
+        disturb: answers a request by calling what it is given, or fails to.
+    """
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -87,8 +97,10 @@ def build_middleware(budget: RequestBudget) -> Middleware:
         if not request.path.startswith(_UNCOUNTED):
             passes, headers = budget.take(f"{'data' if is_data else 'trading'} {read_key_id(request.headers)}")
         headers["X-Request-ID"] = secrets.token_hex(16)
-        if passes:
+        if request.path.startswith(_UNCOUNTED):
             response = await _answer(request, handler, headers["X-Request-ID"])
+        elif passes:
+            response = await disturb(request, partial(_answer, request, handler, headers["X-Request-ID"]))
         elif is_data:
             response = build_answer({"message": "too many requests."}, status=429)
         else:

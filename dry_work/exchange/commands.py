@@ -37,6 +37,9 @@ class LogHeader(_Record, frozen=True, kw_only=True):
     rules: str
     cash: Decimal  # of a new account
     changes_in_flight: bool = False
+    matching: str = "bars"
+    ticks: str = ""  # fingerprint of the trades and quotes, where orders are matched against them
+    wash_trades: bool = False  # are taken
 
 
 class OpenAccount(_Record, frozen=True, kw_only=True):
@@ -143,6 +146,13 @@ class Advance(_Record, frozen=True, kw_only=True):
     event_id: str = ""  # the last one before: with another one, something was carried out otherwise than it was then
 
 
+class Bust(_Record, frozen=True, kw_only=True):
+    """Take an execution back."""
+
+    key_id: str
+    execution_id: str
+
+
 class CloseSlice(_Record, frozen=True, kw_only=True):
     """End the open slice."""
 
@@ -172,6 +182,7 @@ Command = (
     | Leave
     | Report
     | Advance
+    | Bust
     | CloseSlice
     | Revise
 )

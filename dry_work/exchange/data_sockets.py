@@ -14,6 +14,8 @@ from dry_work.clock import Clock
 from dry_work.errors import CodecError
 from dry_work.exchange.connections import ConnectionSlots
 from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.fault_hooks import StreamFaults
+from dry_work.exchange.faults import FaultPlan
 from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
 from dry_work.exchange.tape import Tick
@@ -69,6 +71,7 @@ class _DataSession:
     path: str
     codec: StreamCodec
     out: SocketSession
+    transport: asyncio.Transport | None
     key_id: str | None = None  # None: not authenticated
     takes_watermarks: bool = False
     channels: dict[str, set[str]] = field(default_factory=dict)
@@ -93,6 +96,7 @@ class DataSockets:
         open_slice: the slice that is published and not yet done, None when there is none.
         daily_bar: returns the day so far of the symbol of a bar that has just ended.
         on_change: called when a subscription or a session has come or gone.
+        faults: what goes wrong.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class DataSockets:
         daily_bar: Callable[[Bar], Bar],
         on_change: Callable[[], None],
         clock: Clock,
+        faults: FaultPlan,
     ) -> None:
         self._credentials = credentials
         self._limits = limits
@@ -111,6 +116,7 @@ class DataSockets:
         self._daily_bar = daily_bar
         self._slots = ConnectionSlots(limits.connections, stale_s=limits.stale_s, clock=clock)
         self._on_change = on_change
+        self._faults = StreamFaults(faults, "data")
         self._sessions: set[_DataSession] = set()
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -119,6 +125,11 @@ class DataSockets:
             router.add_get(f"/v2/{feed}", self._handle)
         for feed in CRYPTO_FEEDS:
             router.add_get(f"/v1beta3/crypto/{feed}", self._handle)
+
+    def strike(self) -> None:
+        """Let new faults strike the sessions that are open."""
+        for session in list(self._sessions):
+            session.out.check()
 
     def publish(self, current: OpenSlice) -> None:
         """Send a slice to every session: its bars in one array, and the watermark to those that take it."""
@@ -178,7 +189,7 @@ class DataSockets:
         codec = StreamCodec.MSGPACK if binary else StreamCodec.JSON
         slow = next(join_items([encode_item(encode_error_item(407), codec)], codec))
         out = SocketSession(request, socket, slow_frame=slow, limit_bytes=self._limits.queue_bytes)
-        session = _DataSession(request.path.rpartition("/")[2], request.path, codec, out)
+        session = _DataSession(request.path.rpartition("/")[2], request.path, codec, out, request.transport)
         channels = CRYPTO_CHANNELS if session.is_crypto else (*STOCK_CHANNELS, *IMPLIED_CHANNELS)
         session.channels = {name: set() for name in channels}
         self._sessions.add(session)
@@ -247,10 +258,14 @@ class DataSockets:
         limits = self._limits
         if limits.feeds is not None and session.feed not in limits.feeds:
             raise _StreamError(409)
+        code = self._faults.refuse(key_id, session.path)
+        if code is not None:
+            raise _StreamError(code)
         if not self._slots.take(key_id, session.path):
             raise _StreamError(406)
         session.key_id = key_id
         session.send_item(encode_success_item("authenticated"))
+        self._faults.watch(session.out, key_id, session.path, session.transport)
 
     def _subscribe(self, session: _DataSession, message: Mapping[str, Any], *, adds: bool) -> None:
         asked = {name: _parse_symbols(session, name, value) for name, value in message.items()}

@@ -64,6 +64,11 @@ def build_execution_id(order_id: str, number: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"execution:{order_id}:{number}"))
 
 
+def build_activity_id(execution_id: str) -> str:
+    """Return the id of the fee of an execution."""
+    return str(uuid.uuid5(_NAMESPACE, f"fee:{execution_id}"))
+
+
 def build_watchlist_id(key_id: str, number: int) -> str:
     """Return the id of the watchlist that was made as `number`."""
     return str(uuid.uuid5(_NAMESPACE, f"watchlist:{key_id}:{number}"))

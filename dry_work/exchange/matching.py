@@ -16,9 +16,14 @@ from __future__ import annotations
 from decimal import Decimal
 
 import msgspec
+from msgspec.structs import replace
 
 from dry_work.market.messages import Bar
+from dry_work.market.symbols import is_crypto
 from dry_work.orders.model import OrderType, Side, VenueOrder
+
+_COLLAR_PRICE = Decimal(50)
+_WIDE_COLLAR, _COLLAR = Decimal("1.04"), Decimal("1.025")  # of a buy stop below that price, and from it on
 
 
 class BarPrices(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,22 +115,32 @@ def match_at_open(order: VenueOrder, bar: BarPrices, *, triggered: bool = False)
 
 
 def match_order(order: VenueOrder, bar: BarPrices, *, triggered: bool = False) -> Match:
-    """Match an order against `bar`; `triggered` tells that the stop of a stop-limit order was hit before."""
+    """Match an order against `bar`; `triggered` tells that the stop of a stop-limit order was hit before.
+
+    A trailing stop is matched where its stop stands.
+    """
     if order.type is OrderType.MARKET:
         return Match(bar.open)
     if order.type is OrderType.LIMIT:
         return Match(match_limit(order.side, _given(order.limit_price, order), bar))
-    if order.type is OrderType.STOP:
+    if order.type in (OrderType.STOP, OrderType.TRAILING_STOP):
         return Match(match_stop(order.side, _given(order.stop_price, order), bar))
-    if order.type is OrderType.STOP_LIMIT:
-        limit = _given(order.limit_price, order)
-        if triggered:
-            return Match(match_limit(order.side, limit, bar), triggered=True)
-        return match_stop_limit(order.side, _given(order.stop_price, order), limit, bar)
-    raise ValueError(f"{order.type} orders cannot be matched: expected market, limit, stop or stop_limit")
+    limit = _given(order.limit_price, order)
+    if triggered:
+        return Match(match_limit(order.side, limit, bar), triggered=True)
+    return match_stop_limit(order.side, _given(order.stop_price, order), limit, bar)
 
 
 def _given(price: Decimal | None, order: VenueOrder) -> Decimal:
     if price is None:
         raise ValueError(f"order {order.id} is a {order.type} order without its price")
     return price
+
+
+def collar_stop(order: VenueOrder) -> VenueOrder:
+    """Return what Alpaca makes of an order: of a buy stop for stocks a stop-limit order."""
+    stop = order.stop_price
+    if order.type is not OrderType.STOP or order.side is Side.SELL or stop is None or is_crypto(order.symbol):
+        return order
+    factor = _WIDE_COLLAR if stop < _COLLAR_PRICE else _COLLAR
+    return replace(order, type=OrderType.STOP_LIMIT, limit_price=stop * factor)

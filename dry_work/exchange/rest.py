@@ -29,6 +29,7 @@ from dry_work.exchange.venue import Venue
 from dry_work.market.calendar import SessionCalendar
 from dry_work.market.symbols import SymbolSpelling, is_crypto
 from dry_work.orders.model import TERMINAL, VenueOrder, VenuePosition
+from dry_work.wire.alpaca_orders import parse_order_request, parse_replacement
 from dry_work.wire.alpaca_rest import (
     CODE_NOT_FOUND,
     CODE_REQUEST,
@@ -41,8 +42,6 @@ from dry_work.wire.alpaca_rest import (
     encode_order,
     encode_position,
     parse_decimal,
-    parse_order_request,
-    parse_replacement,
 )
 
 _NEW_YORK = ZoneInfo("America/New_York")
@@ -55,6 +54,7 @@ class TradingApi:
     Args:
         execute: carries out a command.
         opened_ns: when the accounts were made, in the exchange's time.
+        skew_s: by how much `/v2/clock` is ahead.
     """
 
     def __init__(
@@ -65,12 +65,14 @@ class TradingApi:
         execute: Callable[[Command], Any],
         calendar: SessionCalendar,
         opened_ns: int,
+        skew_s: Callable[[], float],
     ) -> None:
         self._venue = venue
         self._credentials = credentials
         self._execute = execute
         self._calendar = calendar
         self._opened_ns = opened_ns
+        self._skew_s = skew_s
         self._spelling = SymbolSpelling(venue.assets)
         self._by_asset_id = {asset_id(symbol): symbol for symbol in venue.assets}
 
@@ -123,7 +125,7 @@ class TradingApi:
         now_ns, calendar = self._venue.now_ns, self._calendar
         return build_answer(
             {
-                "timestamp": _format_new_york(now_ns),
+                "timestamp": _format_new_york(now_ns + int(self._skew_s() * SECOND_NS)),
                 "is_open": calendar.is_open(now_ns),
                 "next_open": _format_new_york(calendar.next_open_ns(now_ns)),
                 "next_close": _format_new_york(calendar.next_close_ns(now_ns)),
@@ -189,23 +191,41 @@ class TradingApi:
         after_ns = query_time(request, "after", code=CODE_REQUEST)
         until_ns = query_time(request, "until", code=CODE_REQUEST)
         symbols = {self.canonical_symbol(symbol) for symbol in query_symbols(request)}
+        wanted_class = request.query.get("asset_class", "")
+        orders = self._venue.orders(key_id)
+        first = _query_order(request, "after_order_id", orders)
+        last = _query_order(request, "before_order_id", orders)
         found = [
             order
-            for order in self._venue.orders(key_id)
+            for order in orders[0 if first is None else first + 1 : last]
             if (status == "all" or (order.status in _CLOSED) == (status == "closed"))
             and (after_ns is None or order.submitted_ns > after_ns)
             and (until_ns is None or order.submitted_ns < until_ns)
             and (not symbols or order.symbol in symbols)
             and (not side or order.side == side)
+            and wanted_class in ("", "all", asset_class(order.symbol))
         ]
+        if _is_true(request, "nested"):
+            found = self._nest(key_id, found)
         if newest_first:
             found.reverse()
         return build_answer([encode_order(order) for order in found[:limit]])
 
+    def _nest(self, key_id: str, found: list[VenueOrder]) -> list[VenueOrder]:
+        """Put legs under their heads. A leg whose head was not asked for stays, so that none is left out."""
+        venue, ids = self._venue, {order.id for order in found}
+        rows: list[VenueOrder] = []
+        for order in found:
+            head_id = venue.head_id(key_id, order.id)
+            if head_id == order.id or head_id not in ids:
+                rows.append(venue.order(key_id, order.id, nested=True) or order)
+        return rows
+
     async def _get_order(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
         order_id = request.match_info["order_id"]
-        return _answer_order(self._venue.order(key_id, order_id.lower()), order_id)
+        order = self._venue.order(key_id, order_id.lower(), nested=_is_true(request, "nested"))
+        return _answer_order(order, order_id)
 
     async def _get_order_by_client_id(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
@@ -261,7 +281,7 @@ class TradingApi:
 
     async def _delete_positions(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
-        if request.query.get("cancel_orders", "").lower() == "true":
+        if _is_true(request, "cancel_orders"):
             self._cancel_all(key_id)
         rows = []
         for position in self._venue.positions(key_id):
@@ -318,6 +338,21 @@ def describe_asset(symbol: str) -> dict[str, Any]:
     else:
         asset["borrow_status"] = "easy_to_borrow"
     return asset
+
+
+def _is_true(request: web.Request, name: str) -> bool:
+    return request.query.get(name, "").lower() == "true"
+
+
+def _query_order(request: web.Request, name: str, orders: list[VenueOrder]) -> int | None:
+    """Return the place of the order that the query names, None when it names none."""
+    asked = request.query.get(name, "").lower()
+    if not asked:
+        return None
+    for index, order in enumerate(orders):
+        if order.id == asked:
+            return index
+    raise RefusedError(404, CODE_NOT_FOUND, f"order not found for {asked[:40]}")
 
 
 def _new_york(time_ns: int) -> datetime:

@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from aiohttp import web
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError
 from dry_work.exchange.account_api import AccountApi
+from dry_work.exchange.alpaca_matcher import Matching
 from dry_work.exchange.answers import RequestBudget, build_middleware
 from dry_work.exchange.commands import FORMAT, Command, LogHeader, OpenAccount
 from dry_work.exchange.control import ControlApi
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.data_sockets import DataSockets, StreamLimits
+from dry_work.exchange.fault_hooks import FaultApi, answer_with_faults
+from dry_work.exchange.faults import Fault, FaultPlan
 from dry_work.exchange.history import MarketHistory
 from dry_work.exchange.latest import LatestApi
 from dry_work.exchange.market import MarketPlayer, OpenSlice
@@ -36,6 +40,7 @@ from dry_work.exchange.state import ExchangeState
 from dry_work.exchange.state_log import StateLog
 from dry_work.exchange.tables import MarketTables
 from dry_work.exchange.tape import Tape
+from dry_work.exchange.tick_matcher import fingerprint_ticks
 from dry_work.exchange.trade_socket import TradeSocket
 from dry_work.exchange.venue import RuleSet
 from dry_work.exchange.watchlists import WatchlistApi
@@ -57,8 +62,8 @@ class ExchangeServer:
     """Serves Alpaca's trading API, trade_updates and market data from a recording, and its own control API.
 
     Args:
-        recording: the bars that are played; orders are matched against them alone.
-        ticks: trades and quotes that are told beside them.
+        recording: the bars that are played, and matched against.
+        ticks: trades and quotes that are told beside them, and with `matching` ticks matched against.
         rules: rule set of the venue.
         speed: data seconds a second; None is lock-step, as fast as the consumers report.
         skip_gaps: with a speed, nights and weekends pass at once.
@@ -69,8 +74,12 @@ class ExchangeServer:
         requests_per_minute: of a key, for trading and for market data each; more are answered 429. None is without
             limit.
         changes_in_flight: cancels and replacements may lose to a fill in the next slice; rule set `alpaca` only.
+        matching: `bars` fills whole orders, `volume` no more than a bar's volume, `ticks` against recorded trades and
+            quotes where a slice has some, else as `volume`; the last two with rule set `alpaca` only.
+        wash_trades: take orders that would trade with the account's own; rule set `alpaca` only.
         consumer_timeout_s: a consumer that was not heard of for so long no longer holds the market.
         state_dir: folder of the log from which an exchange that was killed goes on; None keeps nothing.
+        faults: what goes wrong on purpose, from the start; see `/dry-work/v1/faults` for later.
         on_failure: called once, from the server's thread, when it dies.
     """
 
@@ -90,8 +99,11 @@ class ExchangeServer:
         limits: StreamLimits | None = None,
         requests_per_minute: int | None = None,
         changes_in_flight: bool = False,
+        matching: Matching = "bars",
+        wash_trades: bool = False,
         consumer_timeout_s: float = 30.0,
         state_dir: str | Path | None = None,
+        faults: Sequence[Fault] = (),
         clock: Clock | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -119,7 +131,12 @@ class ExchangeServer:
             rules=rules,
             cash=cash,
             changes_in_flight=changes_in_flight,
+            matching=matching,
+            ticks=fingerprint_ticks(ticks) if ticks is not None and matching == "ticks" else "",
+            wash_trades=wash_trades,
         )
+        self._matching: Matching = matching
+        self._faults = FaultPlan(faults)
         self._log = None if state_dir is None else StateLog(state_dir)
         self._log_error: ConfigError | None = None
         self._started: Future[int] = Future()
@@ -143,6 +160,9 @@ class ExchangeServer:
             expected=expected,
             calendar=calendar,
             changes_in_flight=self._header.changes_in_flight,
+            matching=self._matching,
+            ticks=ticks,
+            refuse_wash_trades=not self._header.wash_trades,
             write=None if self._log is None else self._write,
             tell=self._emit,
         )
@@ -156,6 +176,7 @@ class ExchangeServer:
             account=lambda key_id: state.accounts[key_id],
             last_event_id=lambda: venue.last_event_id,
             clock=self._clock,
+            faults=self._faults,
             auth_timeout_s=limits.auth_timeout_s,
             queue_bytes=limits.queue_bytes,
             connections=limits.trade_connections,
@@ -168,6 +189,7 @@ class ExchangeServer:
             daily_bar=lambda bar: tables.daily_bar(bar, bar.end_ns),
             on_change=self._wake,
             clock=self._clock,
+            faults=self._faults,
         )
         self._trading = TradingApi(
             venue,
@@ -175,6 +197,7 @@ class ExchangeServer:
             execute=self._execute,
             calendar=calendar,
             opened_ns=state.start_ns,
+            skew_s=lambda: self._faults.skew_s,
         )
         self._account = AccountApi(
             venue,
@@ -206,6 +229,9 @@ class ExchangeServer:
             assets=frozenset(self.recording.symbols),
             resend=self._repeat_slice,
             tell_revision=self._data.publish_revision,
+        )
+        self._fault_api = FaultApi(
+            self._faults, credentials=self._credentials, execute=self._execute, strike=self._strike
         )
         self._skip_gaps = skip_gaps
         self._player = self._build_player()
@@ -336,6 +362,10 @@ class ExchangeServer:
     def _tick_now_ns(self) -> int:
         return max(self._state.venue.now_ns, self._tape.time_ns)
 
+    def _strike(self) -> None:
+        self._trades.strike()
+        self._data.strike()
+
     def _wake(self) -> None:
         self._player.notify()
 
@@ -364,8 +394,16 @@ class ExchangeServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        app = web.Application(middlewares=[build_middleware(self._budget)])
-        apis = (self._trading, self._account, self._watchlists, self._history, self._latest, self._control)
+        app = web.Application(middlewares=[build_middleware(self._budget, partial(answer_with_faults, self._faults))])
+        apis = (
+            self._trading,
+            self._account,
+            self._watchlists,
+            self._history,
+            self._latest,
+            self._control,
+            self._fault_api,
+        )
         for part in (*apis, self._trades, self._data):
             part.add_routes(app.router)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CONNECTION_TIMEOUT_S)

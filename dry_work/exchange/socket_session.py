@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 import structlog
 from aiohttp import WSCloseCode, web
@@ -35,6 +36,8 @@ class SocketSession:
         limit_bytes: int = QUEUE_LIMIT_BYTES,
     ) -> None:
         self.is_closing = False
+        self.before_frame: Callable[[], None] | None = None  # called before each frame; may close or mute the session
+        self._is_muted = False
         self._transport = request.transport
         self._socket = socket
         self._slow_frame = slow_frame
@@ -42,20 +45,37 @@ class SocketSession:
         self._frames: deque[bytes | str] = deque()
         self._queued_bytes = 0
         self._ready = asyncio.Event()
-        self._code = WSCloseCode.OK
+        self._code: int = WSCloseCode.OK
 
     def send(self, frame: bytes | str) -> None:
         """Queue a frame; nothing happens once the session is closing."""
-        if self.is_closing:
+        self.check()
+        if self.is_closing or self._is_muted:
             return
         if self._queued_bytes + len(frame) > self._limit_bytes:
             _log.warning("slow client disconnected", queued_bytes=self._queued_bytes)
-            self._frames.clear()
-            self.finish(self._slow_frame, code=WSCloseCode.POLICY_VIOLATION)
+            self.give_up()
             return
         self._append(frame)
 
-    def finish(self, frame: bytes | str | None = None, *, code: WSCloseCode = WSCloseCode.OK) -> None:
+    def check(self) -> None:
+        """Let what strikes before a frame strike now."""
+        if self.before_frame is not None and not self.is_closing and not self._is_muted:
+            self.before_frame()
+
+    def give_up(self) -> None:
+        """Tell the client that it is too slow, instead of what is queued, and disconnect it."""
+        self._frames.clear()
+        self._queued_bytes = 0
+        self.finish(self._slow_frame, code=WSCloseCode.POLICY_VIOLATION)
+
+    def mute(self) -> None:
+        """Send nothing any more, and stay connected."""
+        self._is_muted = True
+        self._frames.clear()
+        self._queued_bytes = 0
+
+    def finish(self, frame: bytes | str | None = None, *, code: int = WSCloseCode.OK) -> None:
         """Send what is queued, then `frame`, then close; the connection is cut when that takes more than 2 s."""
         if self.is_closing:
             return

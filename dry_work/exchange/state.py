@@ -15,8 +15,10 @@ import msgspec
 import structlog
 
 from dry_work.errors import ConfigError
+from dry_work.exchange.alpaca_matcher import Matching
 from dry_work.exchange.commands import (
     Advance,
+    Bust,
     Cancel,
     CancelAll,
     ChangeSettings,
@@ -37,14 +39,17 @@ from dry_work.exchange.commands import (
 from dry_work.exchange.equity import EquityLog
 from dry_work.exchange.identifiers import build_watchlist_id
 from dry_work.exchange.market import Lockstep, OpenSlice, mark_last
-from dry_work.exchange.order_rules import RefusedError
+from dry_work.exchange.order_rules import CODE_NOT_FOUND, RefusedError
 from dry_work.exchange.tables import MarketTables
 from dry_work.exchange.venue import RuleSet, Venue
 from dry_work.feeds.recorded import Recording
+from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.calendar import SessionCalendar
 from dry_work.orders.model import TradeEvent
 
 _EVENTS_KEPT = 10_000  # of an account, for streams that were cut
+
+_FILLS = frozenset({"fill", "partial_fill"})
 
 _log = structlog.get_logger(__name__)
 
@@ -76,7 +81,7 @@ class AccountRecord:
 
     def add(self, event: TradeEvent) -> None:
         """Enter a trade event."""
-        if event.execution_id:
+        if event.event in _FILLS:
             self.fills.append(event)
         self.forgot_events = self.forgot_events or len(self.events) == _EVENTS_KEPT
         self.events.append(event)
@@ -102,6 +107,9 @@ class ExchangeState:
         expected: consumers that have to be there before the first slice.
         calendar: sessions of the stock market.
         changes_in_flight: cancels and replacements may lose to a fill in the next slice.
+        matching: what orders are matched against; with `ticks` it is `ticks` as well, where there are some.
+        ticks: recorded trades and quotes.
+        refuse_wash_trades: orders that would trade with the account's own.
         write: keeps a command that is about to be carried out; its second argument tells whether somebody will rely on
             it. Not called for commands that are replayed.
         tell: takes every trade event with the key of its account, in order.
@@ -117,6 +125,9 @@ class ExchangeState:
         expected: int,
         calendar: SessionCalendar,
         changes_in_flight: bool = False,
+        matching: Matching = "bars",
+        ticks: TickRecording | None = None,
+        refuse_wash_trades: bool = True,
         write: Callable[[Command, bool], None] | None = None,
         tell: Callable[[str, TradeEvent], None] | None = None,
     ) -> None:
@@ -134,6 +145,9 @@ class ExchangeState:
             is_open=calendar.is_open,
             session_close_ns=calendar.session_close_ns,
             changes_in_flight=changes_in_flight,
+            matching=matching,
+            ticks=ticks,
+            refuse_wash_trades=refuse_wash_trades,
         )
         self.lockstep = Lockstep(expected)
         self.accounts: dict[str, AccountRecord] = {}
@@ -233,6 +247,8 @@ class ExchangeState:
             case OpenAccount(key_id=key_id):
                 self.venue.open_account(key_id, cash=self._cash)
                 self.accounts[key_id] = AccountRecord(EquityLog(self.venue.now_ns, self._cash))
+            case Bust(key_id=key_id, execution_id=execution_id):
+                return self._take_back(key_id, execution_id)
             case ChangeSettings(key_id=key_id, settings=settings):
                 return self.venue.change_settings(key_id, settings)
             case SetWatchlist():
@@ -268,6 +284,16 @@ class ExchangeState:
         self.order_count += 1
         self.lockstep.count_order(key_id)
 
+    def _take_back(self, key_id: str, execution_id: str) -> TradeEvent:
+        record = self.accounts[key_id]
+        fill = next((fill for fill in record.fills if fill.execution_id == execution_id), None)
+        if fill is None:
+            raise RefusedError(404, CODE_NOT_FOUND, f"execution not found for {execution_id[:40]}")
+        rest = [other for other in record.fills if other is not fill]
+        self.venue.take_back(key_id, fill, rest)
+        record.fills = rest
+        return fill
+
     def _set_watchlist(self, command: SetWatchlist) -> Watchlist:
         known = self.accounts[command.key_id].watchlists
         now_ns = self.venue.now_ns
@@ -285,7 +311,7 @@ class ExchangeState:
         return made
 
     def _note_event(self, key_id: str, event: TradeEvent) -> None:
-        self.fill_count += bool(event.execution_id)
+        self.fill_count += event.event in _FILLS
         self.accounts[key_id].add(event)
         if self._tell is not None and not self._is_replaying:
             self._tell(key_id, event)

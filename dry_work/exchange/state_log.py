@@ -114,6 +114,9 @@ class StateLog:
                 ("--rules", found.rules, wanted.rules),
                 ("--cash", found.cash, wanted.cash),
                 ("--races", found.changes_in_flight, wanted.changes_in_flight),
+                ("--matching", found.matching, wanted.matching),
+                ("trades and quotes with fingerprint", found.ticks, wanted.ticks),
+                ("--wash-trades", found.wash_trades, wanted.wash_trades),
             )
             if before != now
         ]
@@ -133,5 +136,5 @@ class StateLog:
 def _shorten(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    text = str(value)
+    text = str(value) or "none"
     return f"{text[:12]}…" if len(text) > 20 else text

@@ -26,8 +26,11 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from dry_work.clock import Clock
 from dry_work.errors import CodecError
+from dry_work.exchange.book import BustEvent
 from dry_work.exchange.connections import ConnectionSlots
 from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.fault_hooks import EventFaults, StreamFaults
+from dry_work.exchange.faults import FaultPlan
 from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
@@ -43,6 +46,7 @@ SLICES = "slices"
 @dataclass(eq=False)
 class _TradeSession:
     out: SocketSession
+    transport: asyncio.Transport | None
     held: ExitStack  # counts the stream as open, once authenticated
     key_id: str | None = None  # None: not authenticated
     streams: tuple[str, ...] = ()  # that it listens to
@@ -55,6 +59,7 @@ class TradeSocket:
         open_slice: the slice that is published and not yet done, None when there is none.
         account: what is remembered of the account of a key.
         last_event_id: id of the last trade event of any account.
+        faults: what goes wrong.
         auth_timeout_s: time for a client to authenticate.
         queue_bytes: unread by the client, then it is disconnected.
         connections: sessions of a key, None without limit. One more is refused: with HTTP 429 when its handshake
@@ -70,6 +75,7 @@ class TradeSocket:
         account: Callable[[str], AccountRecord],
         last_event_id: Callable[[], str],
         clock: Clock,
+        faults: FaultPlan,
         auth_timeout_s: float = 10.0,
         queue_bytes: int = QUEUE_LIMIT_BYTES,
         connections: int | None = None,
@@ -80,6 +86,8 @@ class TradeSocket:
         self._account = account
         self._last_event_id = last_event_id
         self._slots = ConnectionSlots(connections, stale_s=stale_s, clock=clock)
+        self._faults = StreamFaults(faults, "trades")
+        self._event_faults = EventFaults(faults, _encode_event)
         self._auth_timeout_s = auth_timeout_s
         self._queue_bytes = queue_bytes
         self._sessions: set[_TradeSession] = set()
@@ -90,14 +98,25 @@ class TradeSocket:
 
     def emit(self, key_id: str, event: TradeEvent) -> None:
         """Send an event to the sessions of the key that listen."""
-        frame: bytes | None = None
+        sessions = self._listeners(key_id)
+        if not sessions:
+            return
+        for body in self._event_faults.tell(key_id, event):
+            _send_event(sessions, body)
+
+    def strike(self) -> None:
+        """Let new faults strike the sessions that are open."""
         for session in list(self._sessions):
-            if TRADE_UPDATES in session.streams and session.key_id == key_id:
-                frame = frame or _event_frame(event)
-                session.out.send(frame)
+            session.out.check()
+
+    def _listeners(self, key_id: str) -> list[_TradeSession]:
+        return [session for session in self._sessions if TRADE_UPDATES in session.streams and session.key_id == key_id]
 
     def tell_slice(self, current: OpenSlice) -> None:
         """Tell the sessions that asked for it that a slice and its events are out."""
+        for key_id in {session.key_id for session in self._sessions if session.key_id is not None}:
+            for body in self._event_faults.release(key_id):
+                _send_event(self._listeners(key_id), body)
         for session in list(self._sessions):
             if SLICES in session.streams and session.key_id is not None:
                 session.out.send(self._slice_frame(session.key_id, current))
@@ -121,7 +140,7 @@ class TradeSocket:
         out = SocketSession(request, socket, slow_frame=_error_frame("slow client"), limit_bytes=self._queue_bytes)
         writer = asyncio.create_task(out.write(), name="trade session")
         with ExitStack() as held:
-            session = _TradeSession(out, held)
+            session = _TradeSession(out, request.transport, held)
             self._sessions.add(session)
             try:
                 await self._read(session, socket)
@@ -183,7 +202,7 @@ class TradeSocket:
         session.out.send(orjson.dumps({"stream": "listening", "data": answer}))
         if TRADE_UPDATES in session.streams:
             for event in missed or ():
-                session.out.send(_event_frame(event))
+                session.out.send(_event_frame(_encode_event(event)))
         current = self._open_slice()
         if SLICES in session.streams and current is not None:
             session.out.send(self._slice_frame(key_id, current))
@@ -194,16 +213,42 @@ class TradeSocket:
                 frame = _authorization_frame("unauthorized", "authenticate")
                 session.out.finish(frame, code=WSCloseCode.POLICY_VIOLATION)
                 return
+            code = self._faults.refuse(str(key_id), "/stream")
+            if code is not None:
+                self._refuse(session, code)
+                return
             if not self._slots.take(str(key_id), TRADE_UPDATES):
                 session.out.finish(_error_frame("connection limit exceeded"), code=WSCloseCode.POLICY_VIOLATION)
                 return
             session.key_id = str(key_id)
             session.held.enter_context(self._credentials.hold_stream(session.key_id))
+            session.out.send(_authorization_frame("authorized", "authenticate"))
+            self._faults.watch(session.out, session.key_id, "/stream", session.transport)
+            return
         session.out.send(_authorization_frame("authorized", "authenticate"))
 
+    def _refuse(self, session: _TradeSession, code: int) -> None:
+        frame = _error_frame("connection limit exceeded" if code == 406 else "internal server error")
+        if code in (402, 409):
+            frame = _authorization_frame("unauthorized", "authenticate")
+        session.out.finish(frame, code=WSCloseCode.POLICY_VIOLATION)
 
-def _event_frame(event: TradeEvent) -> bytes:
-    return orjson.dumps({"stream": TRADE_UPDATES, "data": encode_trade_event(event)})
+
+def _encode_event(event: TradeEvent) -> dict[str, Any]:
+    body = encode_trade_event(event)
+    if isinstance(event, BustEvent):
+        body["previous_execution_id"] = event.previous_execution_id
+    return body
+
+
+def _event_frame(body: dict[str, Any]) -> bytes:
+    return orjson.dumps({"stream": TRADE_UPDATES, "data": body})
+
+
+def _send_event(sessions: list[_TradeSession], body: dict[str, Any]) -> None:
+    frame = _event_frame(body)
+    for session in sessions:
+        session.out.send(frame)
 
 
 def _authorization_frame(status: str, action: str) -> bytes:

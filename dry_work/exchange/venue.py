@@ -3,19 +3,7 @@
 Time moves only with `Venue.advance`, one slice of bars at a time. Not thread-safe: the owner calls from one thread or
 under one lock.
 
-Rule set `backtrader` (equal to Backtrader's `BackBroker` with its defaults):
-
-- `submit` takes every well-formed order; it is `pending_new` and nothing is said on the stream.
-- At the next slice all such orders pass BackBroker's funds check in the order of their submission (`new` or
-  `rejected`); until then they cannot be canceled. Then every open order is tried, the oldest first.
-- An order is tried against a bar of its symbol that ended after the slice in which it was made. A stop-limit order
-  that has triggered is tried again, as a limit order, against its symbol's last bar in slices without a new one: so
-  BackBroker does, and then the fill carries the time of that bar.
-- A `day` order expires with the first bar of its symbol that ends after the UTC day of the last bar that the symbol had
-  when the order was made (of the slice, when it had none). Market orders never expire.
-- What closes a position always executes; what opens one needs the cash, else the order is `rejected`.
-
-Rule set `alpaca`: see `alpaca_matcher`.
+The rule sets: see `backtrader_matcher` and `alpaca_matcher`.
 """
 
 from __future__ import annotations
@@ -24,7 +12,6 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Literal
 
-from dry_work.clock import DAY_NS
 from dry_work.errors import ConfigError
 from dry_work.exchange import order_rules
 from dry_work.exchange.account import (
@@ -35,11 +22,15 @@ from dry_work.exchange.account import (
     BuyingPower,
     truncate_qty,
 )
-from dry_work.exchange.alpaca_matcher import AlpacaMatcher
+from dry_work.exchange.alpaca_checks import AlpacaChecks, held_qty
+from dry_work.exchange.alpaca_matcher import AlpacaMatcher, Matching
+from dry_work.exchange.backtrader_matcher import BacktraderMatcher
 from dry_work.exchange.book import Book, OpenOrder
 from dry_work.exchange.identifiers import EventIds, build_account_id, build_account_number
-from dry_work.exchange.matching import BarPrices, build_bar_prices, match_order
+from dry_work.exchange.matching import BarPrices, build_bar_prices
 from dry_work.exchange.order_rules import RefusedError
+from dry_work.exchange.tick_matcher import TickSource
+from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.messages import Bar
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.model import (
@@ -59,8 +50,6 @@ __all__ = ["RefusedError", "RuleSet", "Venue"]
 
 RuleSet = Literal["backtrader", "alpaca"]
 
-_BACKTRADER_DAY_END_NS = 86_399_009_999_000  # BackBroker's last moment of a day: time(23, 59, 59, 9999)
-
 
 class Venue:
     """The exchange's books and matcher.
@@ -78,6 +67,10 @@ class Venue:
             a session, its close included, belongs to the next one.
         changes_in_flight: cancels and replacements take effect after the next slice and may lose to a fill in it; rule
             set `alpaca` only.
+        matching: `bars` fills an order as a whole where a bar reaches it, `volume` no more than the bar's volume,
+            `ticks` against recorded quotes and trades where a slice has some; rule set `alpaca` only.
+        ticks: recorded quotes and trades.
+        refuse_wash_trades: rule set `alpaca` only.
     """
 
     def __init__(
@@ -90,11 +83,16 @@ class Venue:
         is_open: Callable[[int], bool],
         session_close_ns: Callable[[int], int],
         changes_in_flight: bool = False,
+        matching: Matching = "bars",
+        ticks: TickRecording | None = None,
+        refuse_wash_trades: bool = True,
     ) -> None:
         if rules not in ("backtrader", "alpaca"):
             raise ConfigError(f"there is no rule set {rules!r}: expected backtrader or alpaca")
         if changes_in_flight and rules != "alpaca":
             raise ConfigError("only the rule set alpaca has cancels and replacements that may lose to a fill")
+        if matching != "bars" and rules != "alpaca":
+            raise ConfigError(f"only the rule set alpaca matches orders against {matching}: the other one knows bars")
         self.rules: RuleSet = rules
         self.assets = tuple(assets)
         self.now_ns = now_ns
@@ -104,12 +102,17 @@ class Venue:
         self._books: dict[str, Book] = {}
         self._bars: dict[str, BarPrices] = {}  # last bar by symbol
         self._prices: dict[str, Decimal] = {}  # its close
+        self._backtrader = BacktraderMatcher(bars=self._bars, prices=self._prices)
+        self._checks = AlpacaChecks(prices=self._prices, refuse_wash_trades=refuse_wash_trades)
         self._alpaca = AlpacaMatcher(
+            checks=self._checks,
             bars=self._bars,
             prices=self._prices,
             is_open=is_open,
             session_close_ns=session_close_ns,
             changes_in_flight=changes_in_flight,
+            matching=matching,
+            ticks=None if ticks is None else TickSource(ticks),
         )
 
     @property
@@ -169,7 +172,7 @@ class Venue:
 
     def held_qty(self, key_id: str, symbol: str) -> Decimal:
         """Return the (positive) quantity of a position that open orders are about to close; rule set `alpaca` only."""
-        return self._alpaca.held(self._books[key_id], symbol) if self.rules == "alpaca" else ZERO
+        return held_qty(self._books[key_id], symbol) if self.rules == "alpaca" else ZERO
 
     def last_price(self, symbol: str) -> Decimal | None:
         """Return the close of the symbol's last bar, None before its first."""
@@ -177,10 +180,13 @@ class Venue:
 
     # Orders
 
-    def order(self, key_id: str, order_id: str) -> VenueOrder | None:
-        """Return the order with this id."""
-        entry = self._books[key_id].orders.get(order_id)
-        return entry.order if entry is not None else None
+    def order(self, key_id: str, order_id: str, *, nested: bool = False) -> VenueOrder | None:
+        """Return the order with this id; `nested` with its legs."""
+        book = self._books[key_id]
+        entry = book.orders.get(order_id)
+        if entry is None:
+            return None
+        return book.nested(entry) if nested else entry.order
 
     def order_by_client_id(self, key_id: str, client_order_id: str) -> VenueOrder | None:
         """Return the order with this client order id."""
@@ -188,8 +194,14 @@ class Venue:
         return entry.order if entry is not None else None
 
     def orders(self, key_id: str) -> list[VenueOrder]:
-        """Return all orders of the account, the oldest first."""
+        """Return all orders of the account, each leg as one of its own, the oldest first."""
         return [entry.order for entry in self._books[key_id].orders.values()]
+
+    def head_id(self, key_id: str, order_id: str) -> str:
+        """Return the id of the order that an order is a leg of; its own when it is none, or a replaced one."""
+        entry = self._books[key_id].orders[order_id]
+        group = entry.group
+        return order_id if group is None or entry not in group.legs else group.head.order.id
 
     def submit(self, key_id: str, request: OrderRequest) -> VenueOrder:
         """Take an order.
@@ -208,7 +220,7 @@ class Venue:
             raise order_rules.build_duplicate_client_id()
         order_rules.check_settings(request, book.settings, book.account.qty(request.symbol))
         if self.rules == "backtrader":
-            return self._submit_backtrader(book, request)
+            return self._backtrader.submit(book, request, self.now_ns)
         return self._alpaca.submit(book, request, self.now_ns)
 
     def replace(self, key_id: str, order_id: str, change: Replacement) -> VenueOrder:
@@ -249,7 +261,7 @@ class Venue:
         """
         book = self._books[key_id]
         results: list[tuple[str, int, dict[str, object] | None]] = []
-        for entry in [*book.pending, *book.submitted]:
+        for entry in book.open_orders():
             try:
                 self._cancel(book, entry)
             except RefusedError as error:
@@ -298,6 +310,22 @@ class Venue:
         )
         return self.submit(key_id, request)
 
+    def take_back(self, key_id: str, fill: TradeEvent, rest: Sequence[TradeEvent]) -> None:
+        """Take an execution back, as an exchange does with erroneous trades; rule set `alpaca` only.
+
+        Args:
+            key_id: of the account.
+            fill: the event that told of the execution.
+            rest: those of the account that are not taken back, in their order.
+        """
+        book = self._books[key_id]
+        if not isinstance(book.account, AlpacaAccount):
+            raise RefusedError(422, order_rules.CODE_ORDER, "executions are not taken back under the rules backtrader")
+        symbol = fill.order.symbol
+        others = [_change(other) for other in rest if other.order.symbol == symbol]
+        book.account.take_back(symbol, *_change(fill), others)
+        book.take_back(fill, self.now_ns)
+
     # Time
 
     def advance(self, end_ns: int, bars: Sequence[Bar]) -> None:
@@ -322,63 +350,19 @@ class Venue:
             self._bars[bar.symbol] = prices
             self._prices[bar.symbol] = prices.close
             fresh.add(bar.symbol)
-        self.now_ns = end_ns
+        start_ns, self.now_ns = self.now_ns, end_ns
         in_session = self.rules == "alpaca" and self._alpaca.in_session(fresh, end_ns)
         for book in self._books.values():
             if self.rules == "backtrader":
-                self._advance_backtrader(book, fresh)
+                self._backtrader.advance(book, fresh, end_ns)
             else:
-                self._alpaca.advance(book, fresh, end_ns, in_session=in_session)
+                self._alpaca.advance(book, fresh, start_ns, end_ns, in_session=in_session)
             book.drop_done()
-
-    # Rule set backtrader
-
-    def _submit_backtrader(self, book: Book, request: OrderRequest) -> VenueOrder:
-        order_rules.check_backtrader_request(request)
-        entry = book.add(request, OrderStatus.PENDING_NEW, self.now_ns)
-        # BackBroker's `created.price`: the stop price before the limit price, for market orders the last close.
-        entry.check_price = request.stop_price or request.limit_price or self._prices.get(request.symbol)
-        if request.time_in_force is TimeInForce.DAY and request.type is not OrderType.MARKET:
-            last = self._bars.get(request.symbol)
-            made_ns = last.end_ns if last is not None else self.now_ns
-            entry.expires_ns = made_ns // DAY_NS * DAY_NS + _BACKTRADER_DAY_END_NS
-        book.submitted.append(entry)
-        return entry.order
-
-    def _advance_backtrader(self, book: Book, fresh: set[str]) -> None:
-        account = book.account
-        assert isinstance(account, BacktraderAccount)
-        submitted, book.submitted = book.submitted, []
-        # Without any price so far the check lets the order pass; the one at execution decides.
-        wanted = [(entry.order.symbol, entry.change, entry.check_price or ZERO) for entry in submitted]
-        for entry, has_cash in zip(submitted, account.check_submitted(wanted), strict=True):
-            if has_cash:
-                book.set_status(entry, OrderStatus.NEW, self.now_ns)
-                book.pending.append(entry)
-            else:
-                book.reject(entry, self.now_ns)
-        for entry in book.pending:
-            is_fresh = entry.order.symbol in fresh
-            if not is_fresh and not entry.triggered:
-                continue
-            bar = self._bars[entry.order.symbol]
-            if entry.expires_ns is not None and bar.end_ns > entry.expires_ns:
-                book.set_status(entry, OrderStatus.EXPIRED, self.now_ns)
-                continue
-            match = match_order(entry.order, bar, triggered=entry.triggered)
-            entry.triggered = match.triggered
-            if match.price is None:
-                continue
-            executed, refused = account.execute(entry.order.symbol, entry.change, match.price)
-            if executed:
-                book.fill(entry, executed.copy_abs(), match.price, fill_ns=bar.end_ns, now_ns=self.now_ns)
-            if refused:
-                book.reject(entry, self.now_ns)
 
     def _buying_power(self, book: Book) -> BuyingPower:
         account = book.account
         if isinstance(account, AlpacaAccount):
-            return self._alpaca.buying_power(book)
+            return self._checks.buying_power(book)
         spendable = max(account.cash, ZERO)
         return BuyingPower(
             equity=account.equity(self._prices), multiplier=1, marginable=spendable, non_marginable=spendable
@@ -392,7 +376,10 @@ class Venue:
         if self.rules == "alpaca":
             self._alpaca.cancel(book, entry, self.now_ns)
             return
-        if entry in book.submitted:
-            raise order_rules.build_order_not_checked(entry.order.status)
-        book.set_status(entry, OrderStatus.CANCELED, self.now_ns)
-        book.drop_done()
+        self._backtrader.cancel(book, entry, self.now_ns)
+
+
+def _change(fill: TradeEvent) -> tuple[Decimal, Decimal]:
+    assert fill.qty is not None
+    assert fill.price is not None
+    return (fill.qty if fill.order.side is Side.BUY else fill.qty.copy_negate()), fill.price

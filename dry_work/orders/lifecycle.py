@@ -65,8 +65,9 @@ EVENT_EFFECTS: Mapping[str, Effect] = MappingProxyType(
         "canceled": Effect.CANCEL,
         "expired": Effect.EXPIRE,
         "rejected": Effect.REJECT,
-        "replaced": Effect.CANCEL,  # we never replace: somebody else did, under another client order id
+        "replaced": Effect.CANCEL,  # unless it is known which order has taken its place
         "done_for_day": Effect.NOTHING,
+        "restated": Effect.NOTHING,  # an exit became smaller with the fill of the other
         "pending_cancel": Effect.NOTHING,
         "pending_replace": Effect.NOTHING,
         "pending_review": Effect.NOTHING,

@@ -34,6 +34,15 @@ class TimeInForce(StrEnum):
     FOK = "fok"
 
 
+class OrderClass(StrEnum):
+    """How the orders of one request belong together."""
+
+    SIMPLE = "simple"
+    BRACKET = "bracket"  # an entry, and its two exits of which the first that fills cancels the other
+    OTO = "oto"  # an entry, and one exit
+    OCO = "oco"  # two exits of what is held, of which the first that fills cancels the other
+
+
 class OrderStatus(StrEnum):
     """Alpaca's order states. An unknown one is kept as plain text beside this enum, never guessed."""
 
@@ -68,8 +77,19 @@ TERMINAL = frozenset(
 )
 
 
+class StopLoss(msgspec.Struct, frozen=True):
+    """The exit of a group that limits its loss: a stop order, with a limit price a stop-limit order."""
+
+    stop_price: Decimal
+    limit_price: Decimal | None = None
+
+
 class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of the venue. Exactly one of `qty` and `notional` is given."""
+    """What is asked of the venue. Exactly one of `qty` and `notional` is given.
+
+    A trailing stop has exactly one of `trail_price` and `trail_percent`. With an `order_class` other than simple the
+    exits stand in `take_profit`, a limit price, and `stop_loss`; the first exit of an oco order is the order itself.
+    """
 
     client_order_id: str
     symbol: str  # canonical
@@ -80,13 +100,19 @@ class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
     notional: Decimal | None = None
     limit_price: Decimal | None = None
     stop_price: Decimal | None = None
+    trail_price: Decimal | None = None  # dollars behind the best price
+    trail_percent: Decimal | None = None  # 1 is one per cent
     extended_hours: bool = False
+    order_class: OrderClass = OrderClass.SIMPLE
+    take_profit: Decimal | None = None
+    stop_loss: StopLoss | None = None
 
 
 class VenueOrder(msgspec.Struct, frozen=True, kw_only=True):
     """An order as the venue tells of it.
 
-    `status` is one of `OrderStatus`, or the venue's own text when it is unknown.
+    `status` is one of `OrderStatus`, or the venue's own text when it is unknown. Each order of a chain of replacements
+    has executions of its own.
     """
 
     id: str  # the venue's order id
@@ -101,8 +127,16 @@ class VenueOrder(msgspec.Struct, frozen=True, kw_only=True):
     filled_qty: Decimal = Decimal(0)
     filled_avg_price: Decimal | None = None
     limit_price: Decimal | None = None
-    stop_price: Decimal | None = None
+    stop_price: Decimal | None = None  # of a trailing stop: where it stands now
+    trail_price: Decimal | None = None
+    trail_percent: Decimal | None = None
+    hwm: Decimal | None = None  # best price that a trailing stop has seen
     extended_hours: bool = False
+    order_class: str = "simple"  # one of `OrderClass`, or the venue's own text
+    legs: tuple[VenueOrder, ...] = ()  # the exits of a group, when they were asked for
+    replaces: str = ""  # id of the order whose place this one has taken
+    replaced_by: str = ""  # id of the order that has taken this one's place
+    replaced_ns: int | None = None
     created_ns: int = 0
     updated_ns: int = 0
     submitted_ns: int = 0
@@ -111,6 +145,17 @@ class VenueOrder(msgspec.Struct, frozen=True, kw_only=True):
     expired_ns: int | None = None
     failed_ns: int | None = None
     reject_reason: str = ""  # own field of the simulated exchange, empty elsewhere
+
+
+class Replacement(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be changed in an open order; None leaves as it is."""
+
+    qty: Decimal | None = None
+    time_in_force: TimeInForce | None = None
+    limit_price: Decimal | None = None
+    stop_price: Decimal | None = None
+    trail: Decimal | None = None  # of a trailing stop, in the unit that it has
+    client_order_id: str = ""  # of the new order; empty: the venue makes one
 
 
 class TradeEvent(msgspec.Struct, frozen=True, kw_only=True):

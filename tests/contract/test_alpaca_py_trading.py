@@ -185,9 +185,9 @@ def test_a_replacement_and_a_cancel_lose_to_fills(
         ("pending_replace", "a"),
         ("pending_cancel", "b"),
         ("fill", "a"),
+        ("fill", "b"),
         ("order_replace_rejected", "a"),
         ("rejected", "c"),
-        ("fill", "b"),
         ("order_cancel_rejected", "b"),
     ]
 

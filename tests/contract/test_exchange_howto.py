@@ -7,19 +7,25 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+
+from dry_work.exchange.faults import KINDS
 
 from .howto_blocks import PAGE, read_blocks, run_exchange
 
 DEADLINE_S = 90.0
 
 
-@pytest.mark.skipif(
+needs_curl = pytest.mark.skipif(
     shutil.which("curl") is None or shutil.which("bash") is None, reason="curl and bash are needed, one was not found"
 )
-def test_the_curl_examples_trade() -> None:
-    (block,) = read_blocks("bash")
+
+
+def run_block(number: int) -> list[Any]:
+    """Run a block of the page in bash; return what each of its calls answered."""
+    block = read_blocks("bash")[number]
     with run_exchange() as (_, environment):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.replace("curl -sS", "echo; curl -sS")],
@@ -30,13 +36,35 @@ def test_the_curl_examples_trade() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")
-    account, clock, bars, order, listed, canceled = (json.loads(line) for line in done.stdout.split("\n") if line)
+    return [json.loads(line) for line in done.stdout.split("\n") if line]
+
+
+@needs_curl
+def test_the_curl_examples_trade() -> None:
+    account, clock, bars, order, listed, canceled = run_block(0)
     assert account["cash"] == "100000"
     assert "is_open" in clock
     assert set(bars) == {"bars"}
     assert order["client_order_id"] == "my-first-order"
     assert [row["id"] for row in listed] == [order["id"]]
     assert canceled == [{"id": order["id"], "status": 200}]
+
+
+@needs_curl
+def test_the_faults_of_the_page_are_set_listed_and_removed() -> None:
+    after, pair, streams, chance, listed, removed = run_block(1)
+    assert [(row["kind"], row["when"], row["status"]) for row in after] == [("status", "after", 504)]
+    assert [row["kind"] for row in (*pair, *streams)] == ["status", "latency", "duplicate", "reset"]
+    assert [row["id"] for row in listed] == [f"f{number}" for number in range(1, 6 + len(chance))]
+    assert {row["rate"] for row in chance} == {0.01}
+    assert removed == []
+
+
+def test_the_table_of_faults_is_complete() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    table = text[text.index("| `on` | `kind`") : text.index("Every fault may have these")]
+    named = set(re.findall(r"`([a-z_]+)`", table))
+    assert {*KINDS, *(kind for kinds in KINDS.values() for kind in kinds)} <= named
 
 
 def test_the_python_example_trades() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -129,3 +130,50 @@ def test_a_run_that_joins_later_is_warmed_up_before_it_is_live(start: Start, cle
     assert int(found[1]) == 11
     lines = [line for line in run.lines if line.startswith(("warm-up", "status", "next"))]
     assert lines[:4] == ["warm-up: 10 bars of history", "status DELAYED", "status LIVE", "next with 11 bars"]
+
+
+KEEPING = """
+import os
+import json
+import signal
+
+import backtrader as bt
+
+
+class Keeping(bt.Strategy):
+    params = (("dies_at", 40),)
+
+    def __init__(self):
+        self.bars, self.starts = 0, 1
+
+    def save_state(self):
+        return {"bars": self.bars, "starts": self.starts}
+
+    def load_state(self, state):
+        self.bars, self.starts = state["bars"], state["starts"] + 1
+
+    def next(self):
+        self.bars += 1
+        if self.bars % 5 == 1:
+            self.buy(size=1)
+        if self.bars == self.p.dies_at and self.starts == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_strategy_keeps_survives_kill(start: Start, clean_environment: Path) -> None:
+    (clean_environment / "symbols.txt").write_text("SPY\n")
+    (clean_environment / "keeping.py").write_text(KEEPING)
+    stack = Stack(start, "--speed", "max", "--consumers", "1")
+    env = {**stack.env, "AGENT_ID": "keeper"}
+    killed = start("run", "--agent", "keeping.py:Keeping", env=env)
+    assert killed.wait() == -signal.SIGKILL
+    path = clean_environment / ".dry-work" / "keeper" / "strategy.json"
+    kept = json.loads(path.read_text())["state"]
+    assert kept["starts"] == 1
+    assert 36 <= kept["bars"] < 40  # written with every order
+    after = start("run", "--agent", "keeping.py:Keeping", "--warmup", "0", env=env)
+    assert after.wait() == 0, after.output
+    assert "state: state of Keeping loaded" in after.output
+    # The slice in which it died is not delivered again: its orders may have been sent.
+    assert json.loads(path.read_text())["state"] == {"bars": 390 - 40 + kept["bars"], "starts": 2}

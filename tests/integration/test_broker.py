@@ -134,17 +134,21 @@ def run_broker(
     url: Callable[[ExchangeServer], str] = lambda exchange: exchange.url,
     rules: RuleSet = "backtrader",
     speed: float | None = None,
+    broker_rules: str | None = None,
     **params: Any,
 ) -> tuple[list[Any], Any, dict[str, Any]]:
     """Run the strategy at an exchange of its own; return what it heard, the broker, and the exchange's session."""
     exchange = ExchangeServer(recording, rules=rules, speed=speed, consumers=1)
     exchange.start()
+    # BackBroker knows no limits: what is compared with it has none.
+    params.setdefault("risk", None)
     journal = Journal(tmp_path / "orders.sqlite")
     wakeup = Wakeup()
     source = SocketSource(exchange.stream_url, recording.symbols)
     broker = AlpacaPaperTradingBroker(
         api_key="KEY", secret_key="SECRET", url_override=url(exchange), journal=journal, agent="tester", session="s",
-        stream_url_override=f"{exchange.stream_url}/stream", wakeup=wakeup, lockstep=speed is None, **params,
+        stream_url_override=f"{exchange.stream_url}/stream", wakeup=wakeup, lockstep=speed is None, rules=broker_rules,
+        **params,
     )  # fmt: skip
 
     def check() -> None:
@@ -362,7 +366,9 @@ def test_a_submit_that_timed_out_makes_exactly_one_order(tmp_path: Path, lose: s
 class Refused(bt.Strategy):
     def next(self) -> None:
         if len(self) == 2:
-            self.order = self.buy(data=self.datas[0], size=10, exectype=bt.Order.StopTrail, trailamount=1.0)
+            self.order = self.buy(
+                data=self.datas[0], size=10, exectype=bt.Order.StopTrailLimit, trailamount=1.0, plimit=1.0
+            )
 
 
 def test_a_refused_kind_never_reaches_the_exchange(tmp_path: Path) -> None:

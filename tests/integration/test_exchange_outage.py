@@ -107,8 +107,9 @@ def test_events_of_another_account_are_not_waited_for(exchange: Exchange, tmp_pa
     try:
         link.connect()
         gateway = link.open_gateway(
-            journal, agent="a", session=journal.mint_session("a", session="s", started_ns=0), consumer="a"
-        )
+            journal, agent="a", session=journal.mint_session("a", session="s", started_ns=0), consumer="a",
+            judge=lambda _name: None,
+        )  # fmt: skip
         other.submit(build_request("foreign"))
         exchange.server._loop.call_soon_threadsafe(exchange.server._publish, exchange.server._state.advance())  # type: ignore[union-attr]
         last = exchange.server._state.venue.last_event_id

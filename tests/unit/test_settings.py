@@ -7,6 +7,7 @@ import pytest
 
 from dry_work import settings as s
 from dry_work.errors import ConfigError
+from dry_work.orders.risk_limits import RiskLimits
 
 
 @pytest.mark.parametrize(
@@ -194,3 +195,34 @@ def test_switches_are_on_or_off() -> None:
     assert [s.parse_switch(text, name="X") for text in ("", "false", "0", "off", "No")] == [False] * 5
     with pytest.raises(ConfigError, match="X='maybe': expected true or false"):
         s.parse_switch("maybe", name="X")
+
+
+# Risk
+
+
+def test_limits_of_losses_are_off_in_local_runs_unless_they_are_set() -> None:
+    assert s.parse_risk({}, local=False) == RiskLimits()
+    local = s.parse_risk({}, local=True)
+    assert local is not None
+    assert (local.day_loss, local.drawdown) == (None, None)
+    assert local.order_value == RiskLimits().order_value
+    chosen = s.parse_risk({"day_loss": "5%"}, local=True)
+    assert chosen is not None
+    assert str(chosen.day_loss) == "5 %"
+
+
+def test_the_gate_may_be_off_with_local_only() -> None:
+    assert s.parse_risk({"off": True}, local=True) is None
+    with pytest.raises(ConfigError, match=r"\[risk\] off = true goes with --local only"):
+        s.parse_risk({"off": True}, local=False)
+    with pytest.raises(ConfigError, match=r"\[risk\] off = 'yes': expected true or false"):
+        s.parse_risk({"off": "yes"}, local=True)
+
+
+def test_a_limit_that_cannot_be_read_is_named_with_its_table(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[risk\] order_value = 'much': expected an amount"):
+        s.parse_risk({"order_value": "much"}, local=False)
+    path = tmp_path / "dry-work.toml"
+    path.write_text("[risk]\nday_los = 5\n")
+    with pytest.raises(ConfigError, match=r"\[risk\] has no setting 'day_los'; its settings: .*day_loss"):
+        s.read_toml(path, "risk")

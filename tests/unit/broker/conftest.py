@@ -11,6 +11,7 @@ import pytest
 
 from dry_work.broker.journal import Journal
 from dry_work.broker.paper import AlpacaPaperTradingBroker
+from dry_work.orders.risk_limits import RiskLimits
 
 from .scripted_venue import ScriptedVenue, wait_until
 
@@ -48,6 +49,6 @@ def no_threads_left() -> Iterator[None]:
 def build_broker(venue: ScriptedVenue, journal: Journal, **params: Any) -> Any:
     given = {
         "api_key": "KEY", "secret_key": "SECRET", "url_override": venue.url, "journal": journal, "agent": "tester",
-        "session": "s", "request_timeout_s": 1.0, "refresh_s": 30.0, **params,
+        "session": "s", "request_timeout_s": 1.0, "refresh_s": 30.0, "risk": RiskLimits(stale_bars=0), **params,
     }  # fmt: skip
     return AlpacaPaperTradingBroker(**given)

@@ -16,20 +16,22 @@ from msgspec.structs import replace
 
 from dry_work.orders.model import (
     AccountSnapshot,
+    OrderClass,
     OrderRequest,
+    OrderType,
+    Replacement,
     Side,
     TradeEvent,
     VenueOrder,
     VenuePosition,
 )
+from dry_work.wire.alpaca_orders import encode_order, parse_order_request, parse_replacement
 from dry_work.wire.alpaca_rest import (
     encode_account,
     encode_error,
-    encode_order,
     encode_position,
     encode_trade_event,
     parse_json,
-    parse_order_request,
 )
 from dry_work.wire.pubsub import encode_time
 
@@ -48,7 +50,8 @@ class ScriptedVenue:
     """Answers submits with `pending_new` unless `on_submit` says otherwise; events go out when a test sends them.
 
     `on_submit` takes the request and its number among the submits from 1 and returns None (go on), an answer
-    (status, body), or "drop", "take_and_drop" or "hang".
+    (status, body), or "drop", "take_and_drop" or "hang". The legs of a group have the client order ids `<name>~profit`
+    and `<name>~loss`. `on_replace` takes a change and its number and returns the same, but for "hang".
     """
 
     def __init__(self) -> None:
@@ -64,6 +67,11 @@ class ScriptedVenue:
         self.fail_account: tuple[int, dict[str, Any]] | None = None
         self.fail_cancel: tuple[int, dict[str, Any]] | None = None
         self.on_submit: Callable[[OrderRequest, int], Any] = lambda request, number: None
+        self.on_replace: Callable[[Replacement, int], Any] = lambda change, number: None
+        self.replacements: list[Replacement] = []
+        self.tells_legs = True  # in the answer to a submit
+        self.assets: dict[str, dict[str, Any]] = {}
+        self.hidden: set[str] = set()  # client order ids that are not listed among the open orders
         self.bodies: list[bytes] = []
         self._events = 0
         self._sockets: set[web.WebSocketResponse] = set()
@@ -99,12 +107,16 @@ class ScriptedVenue:
         return self.orders[name]
 
     def build_event(
-        self, event: str, request: OrderRequest, *, qty: str | None = None, price: str | None = None, status: str = "",
-        code: int | None = None, message: str = "", execution_id: str = "", position_qty: str | None = None,
+        self, event: str, request: OrderRequest | VenueOrder, *, qty: str | None = None, price: str | None = None,
+        status: str = "", code: int | None = None, message: str = "", execution_id: str = "",
+        position_qty: str | None = None,
     ) -> TradeEvent:  # fmt: skip
         """Make an event, and the order as it is after it."""
         self._events += 1
-        order = self.orders.get(request.client_order_id) or self._new_order(request)
+        order = self.orders.get(request.client_order_id)
+        if order is None:
+            assert isinstance(request, OrderRequest)
+            order = self._new_order(request)
         if qty is not None and price is not None:
             total = order.filled_qty + Decimal(qty)
             value = order.filled_qty * (order.filled_avg_price or 0) + Decimal(qty) * Decimal(price)
@@ -162,6 +174,9 @@ class ScriptedVenue:
         router.add_get("/v2/orders", self._open_orders)
         router.add_post("/v2/orders", self._submit)
         router.add_get("/v2/orders:by_client_order_id", self._by_client_id)
+        router.add_get("/v2/orders/{id}", self._by_id)
+        router.add_patch("/v2/orders/{id}", self._replace)
+        router.add_get("/v2/assets/{symbol:.*}", self._asset)
         router.add_delete("/v2/orders/{id}", self._cancel)
         router.add_post("/dry-work/v1/slices/{number}/done", self._report)
         router.add_get("/stream", self._stream)
@@ -194,8 +209,9 @@ class ScriptedVenue:
         return web.json_response({"timestamp": encode_time(NOW_NS), "is_open": True})
 
     async def _open_orders(self, request: web.Request) -> web.Response:
-        done = ("filled", "canceled", "expired", "rejected")
-        return web.json_response([encode_order(order) for order in self.orders.values() if order.status not in done])
+        done = ("filled", "canceled", "expired", "rejected", "replaced")
+        found = [order for name, order in self.orders.items() if order.status not in done and name not in self.hidden]
+        return web.json_response([encode_order(order) for order in found])
 
     async def _submit(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -217,7 +233,8 @@ class ScriptedVenue:
             return web.Response()
         if wanted.client_order_id in self.orders and self._is_taken(wanted.client_order_id):
             return web.json_response(encode_error(40010001, "client_order_id must be unique"), status=422)
-        return web.json_response(encode_order(self._take(wanted)))
+        order = self._take(wanted)
+        return web.json_response(encode_order(self._nest(order) if self.tells_legs else order))
 
     def _is_taken(self, name: str) -> bool:
         return self.orders[name].id.startswith("taken")
@@ -226,13 +243,43 @@ class ScriptedVenue:
         return VenueOrder(
             id=f"v-{request.client_order_id}", client_order_id=request.client_order_id, symbol=request.symbol,
             side=request.side, type=request.type, time_in_force=request.time_in_force, status="pending_new",
-            qty=request.qty, limit_price=request.limit_price, stop_price=request.stop_price,
+            qty=request.qty, limit_price=request.limit_price, stop_price=request.stop_price, notional=request.notional,
+            trail_price=request.trail_price, trail_percent=request.trail_percent, order_class=request.order_class,
             created_ns=NOW_NS, updated_ns=NOW_NS, submitted_ns=NOW_NS,
         )  # fmt: skip
+
+    def leg(self, request: OrderRequest | VenueOrder, name: str) -> VenueOrder:
+        """Return the leg `profit` or `loss` of a group."""
+        return self.orders[f"{request.client_order_id}~{name}"]
+
+    def _nest(self, order: VenueOrder) -> VenueOrder:
+        legs = [leg for name, leg in self.orders.items() if name.startswith(f"{order.client_order_id}~")]
+        return replace(order, legs=tuple(legs))
+
+    def _add_legs(self, request: OrderRequest) -> None:
+        is_pair = request.order_class is OrderClass.OCO
+        opposite = Side.SELL if request.side is Side.BUY else Side.BUY
+        parts = {"profit": (OrderType.LIMIT, request.take_profit, None)} if request.take_profit and not is_pair else {}
+        if request.stop_loss is not None:
+            loss = request.stop_loss
+            kind = OrderType.STOP if loss.limit_price is None else OrderType.STOP_LIMIT
+            parts["loss"] = (kind, loss.limit_price, loss.stop_price)
+        for part, (kind, limit, stop) in parts.items():
+            name = f"{request.client_order_id}~{part}"
+            self.orders[name] = VenueOrder(
+                id=f"leg-{name}", client_order_id=name, symbol=request.symbol,
+                side=request.side if is_pair else opposite, type=kind, time_in_force=request.time_in_force,
+                status="held", qty=request.qty, limit_price=limit, stop_price=stop, order_class=request.order_class,
+                created_ns=NOW_NS, updated_ns=NOW_NS, submitted_ns=NOW_NS,
+            )  # fmt: skip
 
     def _take(self, request: OrderRequest) -> VenueOrder:
         order = self.orders.get(request.client_order_id) or self._new_order(request)
         self.orders[request.client_order_id] = order = replace(order, id=f"taken-{request.client_order_id}")
+        if request.order_class is OrderClass.OCO:
+            self.orders[request.client_order_id] = order = replace(order, limit_price=request.take_profit)
+        if f"{request.client_order_id}~loss" not in self.orders:
+            self._add_legs(request)
         return order
 
     async def _by_client_id(self, request: web.Request) -> web.Response:
@@ -240,6 +287,56 @@ class ScriptedVenue:
         if order is None or not order.id.startswith("taken"):
             return web.json_response(encode_error(40410000, "order not found"), status=404)
         return web.json_response(encode_order(order))
+
+    async def _by_id(self, request: web.Request) -> web.Response:
+        for order in self.orders.values():
+            if order.id == request.match_info["id"]:
+                return web.json_response(encode_order(self._nest(order)))
+        return web.json_response(encode_error(40410000, "order not found"), status=404)
+
+    def take_replacement(self, order: VenueOrder, change: Replacement) -> VenueOrder:
+        """Make the order that is to take the place of another, which is not told yet."""
+        given = {
+            name: getattr(change, name)
+            for name in ("qty", "limit_price", "stop_price")
+            if getattr(change, name) is not None
+        }
+        new = replace(
+            order, id=f"taken-{change.client_order_id}", client_order_id=change.client_order_id, replaces=order.id,
+            status="pending_new", filled_qty=Decimal(0), filled_avg_price=None, filled_ns=None, **given,
+        )  # fmt: skip
+        self.orders[new.client_order_id] = new
+        return new
+
+    def replaced(self, order: VenueOrder, new: VenueOrder) -> TradeEvent:
+        """Make the event of the old order that the new one has taken its place."""
+        self.update(order.client_order_id, replaced_by=new.id)
+        return self.build_event("replaced", order)
+
+    async def _replace(self, request: web.Request) -> web.StreamResponse:
+        [old] = [order for order in self.orders.values() if order.id == request.match_info["id"]]
+        change = parse_replacement(parse_json(await request.read()))
+        self.replacements.append(change)
+        answer = self.on_replace(change, len(self.replacements))
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if isinstance(answer, tuple):
+            return web.json_response(answer[1], status=answer[0])
+        if change.client_order_id in self.orders:
+            return web.json_response(encode_error(40010001, "client_order_id must be unique"), status=422)
+        if answer != "drop":
+            new = self.take_replacement(old, change)
+        if answer in ("drop", "take_and_drop"):
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response()
+        return web.json_response(encode_order(new))
+
+    async def _asset(self, request: web.Request) -> web.Response:
+        asset = self.assets.get(request.match_info["symbol"])
+        if asset is None:
+            return web.json_response(encode_error(40410000, "asset not found"), status=404)
+        return web.json_response(asset)
 
     async def _cancel(self, request: web.Request) -> web.Response:
         if self.fail_cancel is not None:

@@ -276,13 +276,12 @@ def test_without_snapshots_no_orders_are_taken_until_one_succeeds(
 @pytest.mark.parametrize(
     ("asked", "word"),
     [
-        ({"exectype": bt.Order.Close}, "Close"),
-        ({"exectype": bt.Order.StopTrail, "trailamount": 0.5}, "StopTrail"),
+        ({"exectype": bt.Order.Close, "tif": "day"}, "Close"),
+        ({"exectype": bt.Order.StopTrail}, "StopTrail"),
         ({"exectype": bt.Order.StopTrailLimit, "trailpercent": 0.02, "plimit": 9.0}, "StopTrailLimit"),
-        ({"transmit": False}, "transmit"),
         ({"exectype": bt.Order.Limit, "price": -1.0}, "limit price"),
         ({"size": 1e-12}, "size"),
-        ({"notional": 100}, "notional"),
+        ({"notional": 0.5}, "value"),
     ],
 )
 def test_what_is_not_offered_comes_back_rejected(
@@ -303,22 +302,6 @@ def test_what_is_not_offered_comes_back_rejected(
     assert word in order.info.reject_reason
     assert order.info.reject_code
     assert venue.submits == []
-
-
-def test_linked_orders_come_back_rejected(venue: ScriptedVenue, broker: Any) -> None:
-    kept: list[Any] = []
-    run(broker, {2: lambda s: kept.extend(s.buy_bracket(size=1, limitprice=20, price=10, stopprice=5))})
-    assert [order.getstatusname() for order in kept] == ["Rejected"] * 3
-    assert venue.submits == []
-
-
-def test_one_cancels_other_comes_back_rejected(venue: ScriptedVenue, broker: Any) -> None:
-    def place(strategy: Any) -> Any:
-        first = strategy.buy(size=1)
-        return strategy.sell(size=1, oco=first)
-
-    strategy = run(broker, {2: place}, {3: lambda: venue.wait_submit(1)})
-    assert "oco" in strategy.orders[0].info.reject_reason
 
 
 def test_an_order_before_the_first_bar_comes_back_rejected(venue: ScriptedVenue, broker: Any) -> None:
@@ -456,7 +439,7 @@ def test_a_slice_is_reported_behind_its_orders(venue: ScriptedVenue, journal: An
     def place(strategy: Any) -> None:
         for _ in range(3):
             strategy.buy(size=1)
-        strategy.buy(size=1, exectype=bt.Order.Close)
+        strategy.buy(size=1, exectype=bt.Order.StopTrailLimit, plimit=1.0)
         broker.end_slice(7)
         broker.end_slice(8)
 

@@ -12,6 +12,7 @@ import pytest
 
 from dry_work.wire.alpaca_rest import encode_error
 
+from .conftest import build_broker
 from .scripted_venue import ScriptedVenue, foreign_request, wait_until
 from .stepping import buy, run, seen, settle
 
@@ -44,7 +45,8 @@ def test_a_fill_in_three_parts_gives_one_trade_and_one_completion(venue: Scripte
     assert broker.getcash() == pytest.approx(100_000 - 6.8)
 
 
-def test_executed_bits_are_what_backbroker_computes(venue: ScriptedVenue, broker: Any) -> None:
+def test_executed_bits_are_what_backbroker_computes(venue: ScriptedVenue, journal: Any) -> None:
+    broker = build_broker(venue, journal, rules="backtrader")  # which knows nothing of orders through zero
     broker.setcommission(commission=0.01)
 
     def fill(number: int, qty: str, price: str) -> Any:

@@ -160,6 +160,23 @@ def test_the_limits_of_a_plan_are_switched_on_by_options(launch: Launch) -> None
     refused.value.close()
 
 
+def test_faults_of_a_file_strike_from_the_start(launch: Launch, tmp_path: Path) -> None:
+    path = tmp_path / "faults.json"
+    path.write_text('[{"on": "http", "kind": "status", "status": 504, "path": "/v2/clock"}]')
+    process = launch("--port", "0", "--faults", str(path), "--matching", "volume", "--wash-trades")
+    assert process.stdout is not None
+    url = re.search(r"ALPACA_URL=(\S+)", process.stdout.readline())
+    assert url
+    headers = {"APCA-API-KEY-ID": "key", "APCA-API-SECRET-KEY": "secret"}
+    request = urllib.request.Request(f"{url[1]}/v2/clock", headers=headers)
+    with pytest.raises(urllib.error.HTTPError) as failed:
+        urllib.request.urlopen(request, timeout=DEADLINE_S)
+    assert failed.value.code == 504
+    failed.value.close()
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        assert answer.status == 200
+
+
 def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -186,6 +203,9 @@ def test_a_port_in_use_is_a_usage_error_that_names_port_and_option(launch: Launc
         (("--stale-session", "90"), "--stale-session has no effect without --connections"),
         (("--connections", "0"), "0 is not in the range"),
         (("--races", "--rules", "backtrader"), "only the rule set alpaca"),
+        (("--matching", "ticks", "--rules", "backtrader"), "only the rule set alpaca matches orders against ticks"),
+        (("--faults", "missing.json"), "--faults missing.json cannot be read: No such file"),
+        (("--faults", str(Path(__file__))), "test_exchange.py: no JSON"),
     ],
 )
 def test_a_mistake_is_a_usage_error_with_one_sentence(launch: Launch, options: tuple[str, ...], sentence: str) -> None:

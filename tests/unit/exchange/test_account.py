@@ -123,10 +123,15 @@ def test_closing_a_short_may_leave_the_cash_negative() -> None:
     assert account.execute("SPY", D(-4), D(150)) == (D(-4), False)
 
 
+def check_all(account: BacktraderAccount, wanted: list[tuple[str, Decimal, Decimal]]) -> list[bool]:
+    check = account.begin_check()
+    return [check.take(*order) for order in wanted]
+
+
 def test_the_check_at_submit_runs_on_a_copy() -> None:
     account = BacktraderAccount(D(1000))
-    assert account.check_submitted([("SPY", D(5), D(100)), ("IBM", D(5), D(100))]) == [True, True]
-    assert account.check_submitted([("SPY", D(10), D(100))]) == [True]
+    assert check_all(account, [("SPY", D(5), D(100)), ("IBM", D(5), D(100))]) == [True, True]
+    assert check_all(account, [("SPY", D(10), D(100))]) == [True]
     assert (account.cash, account.positions()) == (D(1000), {})
 
 
@@ -134,14 +139,14 @@ def test_an_order_that_fails_the_check_takes_the_cash_from_those_behind_it() -> 
     account = BacktraderAccount(D(1000))
     wanted = [("SPY", D(11), D(100)), ("IBM", D(1), D(50)), ("IBM", D(-3), D(50)), ("BAC", D(1), D(50))]
     # -100 after the first, -150, then the sale of the 1 and of 2 more brings 150: 0, then -50
-    assert account.check_submitted(wanted) == [False, False, True, False]
+    assert check_all(account, wanted) == [False, False, True, False]
 
 
 def test_the_check_counts_what_the_orders_before_would_close() -> None:
     account = BacktraderAccount(D(1000))
     account.execute("SPY", D(10), D(100))
-    assert account.check_submitted([("SPY", D(-10), D(100)), ("IBM", D(10), D(100))]) == [True, True]
-    assert account.check_submitted([("IBM", D(10), D(100)), ("SPY", D(-10), D(100))]) == [False, True]
+    assert check_all(account, [("SPY", D(-10), D(100)), ("IBM", D(10), D(100))]) == [True, True]
+    assert check_all(account, [("IBM", D(10), D(100)), ("SPY", D(-10), D(100))]) == [False, True]
 
 
 def test_a_margin_account_buys_stocks_for_twice_its_free_equity() -> None:

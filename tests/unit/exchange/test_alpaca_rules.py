@@ -16,7 +16,7 @@ from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.exchange.order_rules import encode_decimal
 from dry_work.exchange.venue import RefusedError
 from dry_work.market.calendar import SessionCalendar
-from dry_work.orders.model import OrderType, Side, TimeInForce
+from dry_work.orders.model import OrderClass, OrderType, Side, StopLoss
 
 from .venue_desk import KEY, Desk, tell
 
@@ -24,6 +24,7 @@ D = Decimal
 BUY, SELL = Side.BUY, Side.SELL
 CALENDAR = SessionCalendar()
 BTC = "BTC/USD"
+BRACKET = OrderClass.BRACKET
 
 
 def at(text: str) -> int:
@@ -180,10 +181,40 @@ def answer(error: RefusedError) -> tuple[int, int, str]:
 
 
 BOTH = [
-    ({"type": OrderType.TRAILING_STOP}, 42210000, "trailing_stop orders are not offered by this exchange"),
-    ({"time_in_force": TimeInForce.OPG}, 42210000, "time_in_force opg is not offered by this exchange"),
-    ({"time_in_force": TimeInForce.CLS}, 42210000, "time_in_force cls is not offered by this exchange"),
-    ({"qty": None, "notional": D(10)}, 42210000, "notional orders are not offered by this exchange"),
+    ({"type": OrderType.TRAILING_STOP}, 40010001, "trailing_stop orders require either trail_price or trail_percent"),
+    (
+        {"type": OrderType.TRAILING_STOP, "trail_price": D(1), "trail_percent": D(1)},
+        40010001,
+        "trailing_stop orders require either",
+    ),
+    (
+        {"type": OrderType.TRAILING_STOP, "trail_price": D(1), "stop_price": D(1)},
+        42210000,
+        "trailing_stop orders require no stop or limit price",
+    ),
+    ({"type": OrderType.TRAILING_STOP, "trail_price": D(0)}, 42210000, "trail_price must be > 0"),
+    ({"type": OrderType.TRAILING_STOP, "trail_percent": D(100)}, 42210000, "trail_percent must be > 0 and < 100"),
+    ({"trail_price": D(1)}, 42210000, "market orders require no trail_price or trail_percent"),
+    ({"take_profit": D(1)}, 42210000, "simple orders require no take_profit or stop_loss"),
+    ({"order_class": BRACKET, "take_profit": D(1)}, 42210000, "bracket orders require stop_loss.stop_price"),
+    ({"order_class": BRACKET, "stop_loss": StopLoss(D(1))}, 42210000, "bracket orders require take_profit.limit_price"),
+    ({"order_class": OrderClass.OTO}, 42210000, "oto orders require either take_profit or stop_loss"),
+    (
+        {"order_class": OrderClass.OCO, "take_profit": D(2), "stop_loss": StopLoss(D(1))},
+        42210000,
+        "oco orders must be limit orders",
+    ),
+    (
+        {"order_class": BRACKET, "take_profit": D(2), "stop_loss": StopLoss(D(1), D(-1))},
+        42210000,
+        "take_profit.limit_price, stop_loss.stop_price and stop_loss.limit_price must be > 0",
+    ),
+    (
+        {"order_class": BRACKET, "take_profit": D(2), "stop_loss": StopLoss(D(1)), "qty": None, "notional": D(5)},
+        42210000,
+        "bracket orders require qty",
+    ),
+    ({"qty": None, "notional": D(0)}, 42210000, "notional must be > 0"),
     ({"notional": D(10)}, 40010001, "only one of qty or notional is accepted"),
     ({"qty": None}, 40010001, "qty or notional is required"),
     ({"qty": D(0)}, 42210000, "qty must be > 0"),

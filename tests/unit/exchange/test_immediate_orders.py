@@ -131,7 +131,7 @@ def test_what_alpaca_does_not_offer_is_refused(desk: Desk, symbol: str, fields: 
 def test_the_rules_of_backtrader_do_not_know_immediate_orders(time_in_force: TimeInForce) -> None:
     error = Desk("backtrader", now_ns=MINUTE_NS).refused(Side.BUY, "1", time_in_force=time_in_force)
     assert (error.http_status, error.code) == (422, 42210000)
-    assert error.message.startswith(f"time_in_force {time_in_force} is not offered by this exchange")
+    assert error.message.startswith(f"time_in_force {time_in_force} of market orders is not offered by this exchange")
 
 
 @settings(max_examples=200, deadline=None)

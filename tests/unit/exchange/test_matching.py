@@ -137,11 +137,6 @@ def test_a_triggered_stop_limit_order_is_a_limit_order() -> None:
     assert match_order(order, BAR, triggered=True) == Match(Decimal(99), triggered=True)
 
 
-def test_a_type_that_cannot_be_matched_is_named() -> None:
-    with pytest.raises(ValueError, match="trailing_stop orders cannot be matched: expected market, limit, stop"):
-        match_order(build_order(OrderType.TRAILING_STOP), BAR)
-
-
 def test_an_order_without_its_price_is_named() -> None:
     with pytest.raises(ValueError, match="order o-1 is a limit order without its price"):
         match_order(build_order(OrderType.LIMIT), BAR)

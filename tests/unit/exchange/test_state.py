@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from dry_work.clock import MINUTE_NS
 from dry_work.errors import CodecError, ConfigError
 from dry_work.exchange.account import AccountSettings
+from dry_work.exchange.alpaca_matcher import Matching
 from dry_work.exchange.commands import (
     FORMAT,
     Advance,
+    Bust,
     Cancel,
     CancelAll,
     ChangeSettings,
@@ -43,7 +45,7 @@ from dry_work.exchange.timeframes import MINUTE
 from dry_work.exchange.venue import RuleSet
 from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.calendar import SessionCalendar
-from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce
+from dry_work.orders.model import OrderClass, OrderRequest, OrderType, Side, StopLoss, TimeInForce
 from dry_work.wire.alpaca_rest import Replacement
 
 from .conftest import START_NS, build_recording
@@ -76,6 +78,7 @@ def describe(state: ExchangeState) -> dict[str, Any]:
             "orders": state.venue.orders(key_id),
             "positions": state.venue.positions(key_id),
             "settings": state.venue.settings(key_id),
+            "nested": [state.venue.order(key_id, order.id, nested=True) for order in state.venue.orders(key_id)],
             "held": [state.venue.held_qty(key_id, symbol) for symbol in RECORDING.symbols],
             "power": state.venue.non_marginable_buying_power(key_id),
             "equity": record.equity.last_by(MINUTE, 0, state.end_ns),
@@ -125,18 +128,35 @@ class Trader:
             self.state.advance()
 
     def submit(self, which: int, amount: int) -> None:
-        kind = list(OrderType)[amount % 4]
+        kind = list(OrderType)[amount % 5]
+        order_class = OrderClass.SIMPLE if which % 4 else list(OrderClass)[amount % 4]
+        if order_class is OrderClass.OCO:
+            kind = OrderType.LIMIT
         limit = Decimal(98 + amount % 9) if kind in (OrderType.LIMIT, OrderType.STOP_LIMIT) else None
         stop = Decimal(99 + which % 7) if kind in (OrderType.STOP, OrderType.STOP_LIMIT) else None
+        has_profit = order_class in (OrderClass.BRACKET, OrderClass.OCO) or (
+            order_class is OrderClass.OTO and which % 3
+        )
+        has_loss = order_class is not OrderClass.SIMPLE and not (order_class is OrderClass.OTO and has_profit)
+        by_value = kind is OrderType.MARKET and order_class is OrderClass.SIMPLE and amount % 7 == 0
+        buys = which % 2 == 1
         request = OrderRequest(
             client_order_id="" if which % 3 else f"c{which % 4}",
             symbol=RECORDING.symbols[amount % 3],
-            side=Side.BUY if which % 2 else Side.SELL,
+            side=Side.BUY if buys else Side.SELL,
             type=kind,
-            time_in_force=list(TimeInForce)[which % 2 or (4 if amount % 5 == 0 else 0)],
-            qty=Decimal(1 + amount % 30) / (4 if which % 5 == 0 else 1),
-            limit_price=limit,
+            time_in_force=list(TimeInForce)[which % 2 or (amount % 6 if amount % 5 == 0 else 0)],
+            qty=None if by_value else Decimal(1 + amount % 30) / (4 if which % 5 == 0 else 1),
+            notional=Decimal(10 + amount) if by_value else None,
+            limit_price=None if order_class is OrderClass.OCO else limit,
             stop_price=stop,
+            trail_price=Decimal(1 + amount % 3) if kind is OrderType.TRAILING_STOP and which % 2 else None,
+            trail_percent=Decimal(1 + amount % 3) if kind is OrderType.TRAILING_STOP and not which % 2 else None,
+            order_class=order_class,
+            take_profit=Decimal(108 if buys == (order_class is not OrderClass.OCO) else 92) if has_profit else None,
+            stop_loss=StopLoss(Decimal(96 if buys == (order_class is not OrderClass.OCO) else 104))
+            if has_loss
+            else None,
         )
         self.state.execute(Submit(key_id=self.key(which), request=request))
 
@@ -152,7 +172,13 @@ class Trader:
             self.state.execute(Cancel(key_id=key_id, order_id=self.order_id(which, amount)))
 
     def replace(self, which: int, amount: int) -> None:
-        change = Replacement(qty=Decimal(1 + amount % 9), limit_price=Decimal(100) if which % 3 else None)
+        changes = (
+            Replacement(qty=Decimal(1 + amount % 9), limit_price=Decimal(100) if which % 3 else None),
+            Replacement(limit_price=Decimal(107)),
+            Replacement(stop_price=Decimal(97)),
+            Replacement(trail=Decimal(4)),
+        )
+        change = changes[which % 4]
         order_id = self.order_id(which, amount)
         self.state.execute(Replace(key_id=self.key(which), order_id=order_id, change=change))
 
@@ -166,10 +192,13 @@ class Trader:
         watchlists = list(state.accounts[key_id].watchlists)
         known = watchlists[amount % len(watchlists)] if watchlists else ""
         number = max(state.lockstep.number, 1)
+        fills = state.accounts[key_id].fills
+        execution_id = fills[amount % len(fills)].execution_id if fills else "none"
         commands: tuple[Command, ...] = (
             Register(consumer=consumer, key_id=key_id, symbols=("SPY",), resume=amount % 3 == 0),
             Report(consumer=consumer, key_id=key_id, number=number, orders=amount % 3),
             Leave(consumer=consumer),
+            Bust(key_id=key_id, execution_id=execution_id),
             CountOrder(key_id=key_id),
             ChangeSettings(key_id=key_id, settings=AccountSettings(no_shorting=which % 2 == 0)),
             SetWatchlist(key_id=key_id, name=f"list {amount}", symbols=("SPY",), watchlist_id=known),
@@ -184,13 +213,16 @@ class Trader:
 @given(
     rules=st.sampled_from(["alpaca", "backtrader"]),
     races=st.booleans(),
+    matching=st.sampled_from(["bars", "volume", "ticks"]),
     actions=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 59), st.integers(0, 99)), min_size=5, max_size=60),
     data=st.data(),
 )
 def test_killed_at_any_byte_of_its_log_the_state_is_that_of_the_commands_before(
-    rules: RuleSet, races: bool, actions: list[tuple[int, int, int]], data: st.DataObject
+    rules: RuleSet, races: bool, matching: Matching, actions: list[tuple[int, int, int]], data: st.DataObject
 ) -> None:
-    options = {"changes_in_flight": races and rules == "alpaca"}
+    options: dict[str, Any] = {"changes_in_flight": races and rules == "alpaca"}
+    if rules == "alpaca":
+        options["matching"] = matching
     log = [encode_line(HEADER)]
     state = build_state(rules, lambda command, _: log.append(encode_line(command)), **options)
     seen = {1: describe(state)}  # by the number of lines

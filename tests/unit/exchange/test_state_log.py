@@ -75,6 +75,9 @@ def test_the_directory_belongs_to_one_exchange(tmp_path: Path) -> None:
         ({"rules": "backtrader"}, "--rules alpaca, now backtrader"),
         ({"cash": Decimal(5)}, "--cash 1000, now 5"),
         ({"changes_in_flight": True}, "--races off, now on"),
+        ({"matching": "volume"}, "--matching bars, now volume"),
+        ({"ticks": "ab"}, "trades and quotes with fingerprint none, now ab"),
+        ({"wash_trades": True}, "--wash-trades off, now on"),
     ],
 )
 def test_a_log_of_something_else_is_refused_with_what_differs(

@@ -38,7 +38,7 @@ ENDS = [phase for phase in Phase if not phase.is_open]
          ["accepted", "completed"]),
         ("submitted", ["new", "replaced"], ["accepted", "canceled"]),
         ("accepted", ["suspended", "stopped", "calculated"], []),
-        ("accepted", ["trade_bust", "restated", "a_new_word"], []),
+        ("accepted", ["trade_bust", "a_new_word"], []),
         ("canceled", ["partial_fill"], ["canceled"]),
         ("completed", ["partial_fill"], ["completed"]),
     ],
@@ -74,7 +74,7 @@ def test_every_status_of_alpaca_has_an_effect_and_the_final_ones_end_an_order() 
         assert ends == (status in TERMINAL), status
 
 
-@pytest.mark.parametrize("word", ["trade_bust", "trade_correct", "restated", "something_new", ""])
+@pytest.mark.parametrize("word", ["trade_bust", "trade_correct", "something_new", ""])
 def test_an_unknown_word_is_asked_for_and_never_guessed(word: str) -> None:
     assert event_effect(word) is Effect.ASK
     assert status_effect(word) is Effect.ASK

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dry_work.orders.mapping import (
+    ChangeTerms,
     OrderTerms,
     Refusal,
     RefusalCode,
+    build_change,
     build_order_request,
     order_type_word,
     parse_qty,
 )
-from dry_work.orders.model import OrderRequest, Side
+from dry_work.orders.model import OrderClass, OrderRequest, Replacement, Side
 
 
 def build(kind: str = "Market", symbol: str = "AAPL", size: Any = 10, **terms: Any) -> OrderRequest | Refusal:
@@ -73,7 +76,7 @@ def test_a_kind_becomes_exactly_this_request(
     assert request.extended_hours is False
 
 
-@pytest.mark.parametrize("kind", ["Close", "StopTrail", "StopTrailLimit", "Historical", "99"])
+@pytest.mark.parametrize("kind", ["StopTrailLimit", "Historical", "99"])
 @pytest.mark.parametrize("symbol", ["AAPL", "BTC/USD"])
 def test_other_kinds_are_refused_by_name(kind: str, symbol: str) -> None:
     refusal = build(kind, symbol)
@@ -82,20 +85,119 @@ def test_other_kinds_are_refused_by_name(kind: str, symbol: str) -> None:
     assert kind in refusal.reason
 
 
-@pytest.mark.parametrize("linked", ["parent", "oco", "transmit", "parent, transmit"])
-def test_linked_orders_are_refused(linked: str) -> None:
-    refusal = build(linked=linked)
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"client_order_id": "mine"}, "client_order_id"),
+        ({"order_class": "bracket"}, "order_class"),
+        ({"take_profit": {"limit_price": 12}}, "take_profit"),
+        ({"stop_loss": {"stop_price": 8}}, "stop_loss"),
+        ({"limit_price": 10.0}, "limit_price"),
+        ({"trail_percent": 2}, "trail_percent"),
+        ({"qty": 3}, "qty"),
+        ({"tif": "x"}, "tif"),
+        ({"tif": "day", "time_in_force": "gtc"}, "tif"),
+        ({"extended_hours": "yes"}, "extended_hours"),
+        ({"notional": "much"}, "notional"),
+        ({"notional": 0}, "notional"),
+        ({"notional": True}, "notional"),
+        ({"notional": 1e20}, "notional"),
+    ],
+)
+def test_a_keyword_that_cannot_be_honoured_is_refused(options: dict[str, Any], rule: str) -> None:
+    refusal = build(options=options)
     assert isinstance(refusal, Refusal)
-    assert refusal.code is RefusalCode.LINKED
-    assert linked in refusal.reason
+    assert refusal.rule == rule
+    assert rule in refusal.reason or "tif" in refusal.reason
 
 
-@pytest.mark.parametrize("name", ["notional", "client_order_id", "extended_hours", "tif", "time_in_force"])
-def test_an_option_that_would_be_ignored_is_refused(name: str) -> None:
-    refusal = build(options={name: "x"})
-    assert isinstance(refusal, Refusal)
-    assert (refusal.code, refusal.reason) == (RefusalCode.OPTION, f"{name}='x' is not offered in this version")
-    assert isinstance(build(options={name: None, "note": "mine"}), OrderRequest)
+def test_keywords_that_are_none_or_the_strategys_own_change_nothing() -> None:
+    assert build(options={"notional": None, "tif": None, "extended_hours": None, "note": "mine"}) == build()
+
+
+@pytest.mark.parametrize(
+    ("terms", "rule"),
+    [
+        ({"day": True, "options": {"tif": "gtc"}}, "tif_and_valid"),
+        ({"until": 739_000.0, "options": {"tif": "day"}}, "tif_and_valid"),
+        ({"until": 739_000.0, "options": {"tif": "gtc"}}, ""),
+        ({"day": True, "options": {"tif": " DAY "}}, ""),
+    ],
+)
+def test_a_time_in_force_and_a_valid_time_have_to_agree(terms: dict[str, Any], rule: str) -> None:
+    found = build(**terms)
+    assert (found.rule if isinstance(found, Refusal) else "") == rule
+
+
+@pytest.mark.parametrize(
+    ("trail", "price", "percent", "rule"),
+    [
+        ({"trail_amount": 0.5}, "0.5", None, ""),
+        ({"trail_percent": 0.02}, None, "2", ""),
+        ({"trail_percent": 0.1}, None, "10", ""),
+        ({"trail_percent": 0.0125}, None, "1.25", ""),
+        ({"trail_amount": 0.5, "trail_percent": 0.02}, "0.5", None, ""),
+        ({"trail_amount": 0.0, "trail_percent": 0.02}, None, "2", ""),
+        ({}, None, None, "trail"),
+        ({"trail_percent": 2}, None, None, "trail_percent"),
+        ({"trail_percent": -0.1}, None, None, "trail_percent"),
+        ({"trail_amount": -1.0}, None, None, "trail_amount"),
+        ({"trail_amount": 0.5, "trail_start": 9.0}, None, None, "trail_start"),
+    ],
+)
+def test_a_trail_is_an_amount_or_per_cent(trail: dict[str, Any], price: Any, percent: Any, rule: str) -> None:
+    found = build("StopTrail", **trail)
+    if rule:
+        assert isinstance(found, Refusal)
+        assert (found.code, found.rule) == (RefusalCode.PRICE, rule)
+        return
+    assert isinstance(found, OrderRequest)
+    asked = (found.trail_price, found.trail_percent)
+    assert asked == (price and Decimal(price), percent and Decimal(percent))
+
+
+def order(kind: str = "Limit", **terms: Any) -> OrderRequest:
+    found = build(kind, **terms)
+    assert isinstance(found, OrderRequest)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("request_", "change", "wanted"),
+    [
+        (order(), {"size": 12}, {"qty": Decimal(12)}),
+        (order(), {"price": 10.5}, {"limit_price": Decimal("10.5")}),
+        (order(), {"price": 10.5, "size": 10}, {"limit_price": Decimal("10.5")}),
+        (order("Stop"), {"price": 10.5}, {"stop_price": Decimal("10.5")}),
+        (order("StopLimit"), {"price": 9.0, "limit_price": 9.5},
+         {"stop_price": Decimal("9.0"), "limit_price": Decimal("9.5")}),
+        (order("StopTrail", trail_amount=0.5), {"trail_amount": 0.75}, {"trail": Decimal("0.75")}),
+        (order("StopTrail", trail_percent=0.02), {"trail_percent": 0.03}, {"trail": Decimal(3)}),
+        (order(symbol="BTC/USD", size=0.5), {"size": 0.75}, {"qty": Decimal("0.75")}),
+        (order(), {}, "replace_nothing"),
+        (order(), {"price": 10.25, "size": 10}, "replace_nothing"),
+        (order(), {"limit_price": 9.5}, "replace_limit_price"),
+        (order(), {"price": -1}, "price"),
+        (order(), {"size": 0}, "size"),
+        (order("Market"), {"price": 9.5}, "replace_price"),
+        (order("StopTrail", trail_amount=0.5), {"trail_percent": 0.02}, "replace_trail_percent"),
+        (order("StopTrail", trail_percent=0.02), {"trail_percent": 2}, "trail_percent"),
+        (order(size=1.5), {"size": 2}, "replace_fractional_size"),
+        (order(), {"size": 2.5}, "replace_fractional_size"),
+        (order(options={"notional": 100}), {"price": 9.5}, "replace_notional"),
+        (replace(order(), order_class=OrderClass.OCO), {"size": 4}, "replace_group_size"),
+        (replace(order(), order_class=OrderClass.OCO), {"price": 9.5}, {"limit_price": Decimal("9.5")}),
+    ],
+)  # fmt: skip
+def test_a_change_names_what_is_new_or_the_rule_against_it(
+    request_: OrderRequest, change: dict[str, Any], wanted: Any
+) -> None:
+    found = build_change(ChangeTerms(**change), request_, "dw-a-s-2")
+    if isinstance(wanted, str):
+        assert isinstance(found, Refusal)
+        assert found.rule == wanted
+    else:
+        assert found == Replacement(client_order_id="dw-a-s-2", **wanted)
 
 
 @pytest.mark.parametrize("size", [0, 0.0, 1e-10, float("nan"), float("inf"), 1e30, "many"])

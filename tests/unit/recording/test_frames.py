@@ -87,7 +87,9 @@ def test_a_flipped_bit_is_found_and_no_wrong_frame_comes_out(frames: list[Frame]
     bounds = [len(encode(frames[:count])) for count in range(len(frames) + 1)]
     assert found == frames[: max(sum(bound <= place for bound in bounds) - 1, 0)]
     assert damage is not None
-    assert damage.kind in ("checksum", "foreign", "version", "chain")
+    # A flip in the length of the segment's head may promise more than the file has.
+    kinds = ("checksum", "foreign", "version", "chain", *(("truncated",) if damage.offset == 0 else ()))
+    assert damage.kind in kinds
     assert damage.offset <= place
 
 

@@ -1,0 +1,291 @@
+"""Halting, releasing and flattening an agent from another process: by its state directory and, if need be, by REST."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from dry_work.alpaca.trading import TradingApi
+from dry_work.broker.flatten import Flattening, cancel_entries, run_flattening
+from dry_work.broker.journal import JOURNAL_NAME, AccountRecord, Journal, RiskRecord, describe_record
+from dry_work.clock import Clock, SystemClock
+from dry_work.errors import BrokerError, ConfigError
+from dry_work.orders.risk import RiskCommand, RiskState
+from dry_work.orders.risk_limits import OpenOrders, RiskLimits
+from dry_work.settings import Credentials
+
+ANSWER_S = 3.0  # a trader whose brake works takes note within a fraction of this
+FLATTEN_S = 30.0
+_POLL_S = 0.1
+
+Tell = Callable[[str], None]
+
+
+class AgentPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A state directory, and who uses it."""
+
+    path: Path
+    agents: tuple[str, ...] = ()  # ids that have used it
+    pid: int | None = None  # of the trader that holds it now
+
+    @property
+    def name(self) -> str:
+        """Return it for people."""
+        return f"agent {self.agents[0]}" if len(self.agents) == 1 else f"state directory {self.path}"
+
+
+def find_agent(agent: str | None, roots: list[Path]) -> AgentPlace:
+    """Return where an agent keeps its state.
+
+    Args:
+        agent: its id; None: the only one that is running, or the only one at all.
+        roots: state directories to look in, as they are given to `--state-dir`.
+
+    Raises:
+        ConfigError: naming what was not found, or the agents to choose from.
+    """
+    there = [root for root in roots if root.is_dir()]
+    if not there:
+        raise ConfigError(f"state directory {', '.join(map(str, roots))}: does not exist; name one with --state-dir")
+    places = [place for root in there for place in _list_places(root)]
+    where = ", ".join(map(str, there))
+    if not places:
+        raise ConfigError(f"state directory {where}: no agent has run with it")
+    names = sorted({name for place in places for name in place.agents})
+    if agent is not None:
+        found = [place for place in places if agent in place.agents]
+        if not found:
+            raise ConfigError(f"no agent {agent!r} in {where}; there are: {', '.join(names) or 'none with a name'}")
+    else:
+        found = [place for place in places if place.pid is not None] or places
+    if len(found) > 1:
+        listed = ", ".join(sorted({name for place in found for name in place.agents}))
+        raise ConfigError(f"several agents in {where}: {listed}; name one of them, or its --state-dir")
+    return found[0]
+
+
+def _list_places(root: Path) -> Iterator[AgentPlace]:
+    for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("local/*/"))):
+        locks = sorted(folder.glob("agent-*.lock"))
+        if locks or (folder / JOURNAL_NAME).is_file():
+            pids = [pid for lock in locks if (pid := _read_holder(lock)) is not None]
+            agents = tuple(lock.name.removeprefix("agent-").removesuffix(".lock") for lock in locks)
+            yield AgentPlace(path=folder, agents=agents, pid=pids[0] if pids else None)
+
+
+def _read_holder(lock: Path) -> int | None:
+    """Return the process that holds a lease, None when it has ended. One on another machine counts as running."""
+    try:
+        facts = json.loads(lock.read_text(encoding="utf-8"))
+        pid, host = int(facts["pid"]), str(facts["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # given back
+    if host != socket.gethostname():
+        return pid
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return pid
+
+
+class Operator:
+    """Acts on one agent from outside. Every method may be repeated, also by several processes at once.
+
+    Args:
+        place: of the agent.
+        tell: takes lines for people.
+        credentials: returns the key pair for an account's mode; raises ConfigError when there is none.
+        limits: of the agent, for what a halt does with open orders.
+    """
+
+    def __init__(
+        self,
+        place: AgentPlace,
+        *,
+        tell: Tell,
+        credentials: Callable[[str], Credentials],
+        limits: RiskLimits,
+        clock: Clock | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._place = place
+        self._tell = tell
+        self._credentials = credentials
+        self._limits = limits
+        self._clock = clock or SystemClock()
+        self._timeout_s = timeout_s
+
+    def halt(self, reason: str) -> bool:
+        """Stop the agent's orders; tell whether its open orders are dealt with too."""
+        with self._journal() as journal:
+            record = self._change(journal, RiskCommand.HALT, reason)
+            if record is None:
+                return False
+            self._tell(f"{self._place.name} is {describe_record(record)}")
+            if self._is_answered(journal, record):
+                self._tell(f"the trader (process {self._place.pid}) has taken note of it and sends no orders")
+                return True
+            if record.state is not RiskState.HALTED or self._limits.open_orders is OpenOrders.KEEP:
+                return True
+            everything = self._limits.open_orders is OpenOrders.CANCEL_ALL
+            with self._venue(journal, "open orders are left as they are") as found:
+                if found is None:
+                    return False
+                api, account = found
+                canceled = cancel_entries(api, agent=account.agent, everything=everything)
+                self._tell(f"canceled: {_count(canceled)}")
+                left = api.open_orders()
+                if left:
+                    self._tell(f"left open: {_count([order.symbol for order in left])}")
+                return True
+
+    def release(self, reason: str) -> bool:
+        """Let the agent trade again."""
+        with self._journal() as journal:
+            before = journal.risk()
+            if before.state is RiskState.ACTIVE:
+                self._tell(f"{self._place.name} is not halted")
+                return True
+            record = self._change(journal, RiskCommand.RELEASE, reason)
+            if record is None:
+                return False
+            self._tell(f"{self._place.name} is {describe_record(record)}")
+            if self._is_answered(journal, record):
+                self._tell(f"the trader (process {self._place.pid}) has taken note of it and trades again")
+            return True
+
+    def flatten(self, reason: str, *, timeout_s: float = FLATTEN_S) -> bool:
+        """Cancel all orders and close all positions of the agent's account; tell whether nothing is left."""
+        deadline_s = time.monotonic() + timeout_s
+        with self._journal() as journal:
+            record = self._change(journal, RiskCommand.FLATTEN, reason)
+            is_recorded = record is not None
+            # What cannot be written down is done all the same.
+            record = record or RiskRecord(state=RiskState.FLATTENING, token=secrets.token_hex(4), reason=reason)
+            if is_recorded:
+                self._tell(f"{self._place.name} is {describe_record(record)}")
+            if is_recorded and self._is_answered(journal, record):
+                self._tell(f"the trader (process {self._place.pid}) is flattening")
+                half_s = (deadline_s + time.monotonic()) / 2
+                if self._await(lambda: journal.risk().id != record.id, half_s):
+                    self._tell(f"{self._place.name} is {describe_record(journal.risk())}")
+                    return True
+                self._tell("the trader takes too long: this process goes on with it")
+            with self._venue(journal, "nothing is canceled or closed here; the agent does it when it runs") as found:
+                if found is None:
+                    return False
+                return self._flatten_here(journal, record, *found, deadline_s=deadline_s) and is_recorded
+
+    def _flatten_here(
+        self, journal: Journal, record: RiskRecord, api: TradingApi, account: AccountRecord, *, deadline_s: float
+    ) -> bool:
+        flattening = Flattening(agent=account.agent, token=record.token)
+        is_recorded = record.id > 0
+        is_done = run_flattening(
+            flattening,
+            api,
+            deadline_s=deadline_s,
+            may_go_on=lambda: not is_recorded or journal.risk().state is not RiskState.ACTIVE,
+        )
+        self._tell(flattening.describe())
+        if is_done:
+            self._tell("nothing is left: no open order, no position")
+            if is_recorded:
+                with contextlib.suppress(sqlite3.Error):
+                    journal.change_risk(
+                        RiskCommand.FLATTENED, reason=flattening.describe(), who="operator", at_ns=self._clock.time_ns()
+                    )
+                self._tell(f"{self._place.name} is {describe_record(journal.risk())}")
+            return True
+        for held in flattening.positions:
+            self._tell(f"left: {held.qty:f} {held.symbol}")
+        if flattening.orders:
+            self._tell(f"left open: {_count([order.symbol for order in flattening.orders])}")
+        if flattening.problem:
+            self._tell(f"problem: {flattening.problem}")
+        self._tell("run it again to go on; orders that are already there are not sent twice")
+        return False
+
+    @contextlib.contextmanager
+    def _journal(self) -> Iterator[Journal]:
+        journal = Journal(self._place.path / JOURNAL_NAME)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+    def _change(self, journal: Journal, command: RiskCommand, reason: str) -> RiskRecord | None:
+        """Change the state; return the change in force, None when it cannot be written."""
+        try:
+            changed = journal.change_risk(command, reason=reason, who="operator", at_ns=self._clock.time_ns())
+        except sqlite3.Error as error:
+            self._tell(f"{journal.path} cannot be written: {error}; the state is not changed")
+            return None
+        return changed or journal.risk()
+
+    def _is_answered(self, journal: Journal, record: RiskRecord) -> bool:
+        if self._place.pid is None:
+            self._tell("no trader is running with this state directory")
+            return False
+        if self._await(lambda: _is_taken(journal, record), time.monotonic() + ANSWER_S):
+            return True
+        self._tell(f"the trader (process {self._place.pid}) does not answer; it will look before its next order leaves")
+        return False
+
+    @staticmethod
+    def _await(condition: Callable[[], bool], deadline_s: float) -> bool:
+        while not condition():
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    @contextlib.contextmanager
+    def _venue(self, journal: Journal, otherwise: str) -> Iterator[tuple[TradingApi, AccountRecord] | None]:
+        """Give the API of the agent's account, None when it cannot be used."""
+        account = journal.account()
+        if account is None:
+            self._tell(f"it is not known whose account it is, since no run has begun: {otherwise}")
+            yield None
+            return
+        try:
+            keys = self._credentials(account.mode)
+        except ConfigError as error:
+            self._tell(f"{error}: {otherwise}")
+            yield None
+            return
+        api = TradingApi(keys.key, keys.secret, url=account.url, timeout_s=self._timeout_s)
+        try:
+            found = api.account()
+            if found.id != account.account_id:
+                raise ConfigError(
+                    f"the credentials are those of another account than {self._place.name} trades with: {otherwise}"
+                )
+            yield api, account
+        except BrokerError as error:
+            self._tell(f"{account.url}: {error}")
+            raise
+        finally:
+            api.close()
+
+
+def _is_taken(journal: Journal, record: RiskRecord) -> bool:
+    now = journal.risk()
+    return now.id > record.id or now.taken_ns is not None
+
+
+def _count(symbols: list[str]) -> str:
+    listed = ", ".join(f"{symbols.count(symbol)} {symbol}" for symbol in sorted(set(symbols)))
+    return f"{len(symbols)} orders" + (f" ({listed})" if listed else "")

@@ -1,0 +1,127 @@
+"""What a strategy wants to keep over a restart: `save_state()` and `load_state(state)`. Engine thread only.
+
+A strategy may define both. `save_state` returns what it wants to keep, made of None, bool, int, float, str, list and
+dict with text keys; it is written after slices, at once when orders were made and otherwise at most every second, and
+at the end of a run. `load_state` is given it back at the next start, after the warm-up and before the first `next`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dry_work.clock import Clock
+from dry_work.errors import ConfigError, StrategyError
+from dry_work.storage import write_atomically
+
+INTERVAL_S = 1.0
+_VERSION = 1
+_PLAIN = (bool, int, float, str)
+ALLOWED = "None, bool, int, float, str, list and dict with text keys"
+
+
+class StrategyKeeper:
+    """Keeps the state of one strategy in a file.
+
+    Args:
+        path: the file.
+        agent: which strategy it belongs to; state of another one is left aside.
+        clock: the machine's.
+    """
+
+    def __init__(self, path: Path, *, agent: str, clock: Clock) -> None:
+        self._path = path
+        self._agent = agent
+        self._clock = clock
+        self._strategy: Any = None
+        self._orders = 0
+        self._next_s = 0.0
+        self._written = ""
+
+    def load(self, strategy: Any) -> str:
+        """Give `strategy` what it kept; return a sentence about it for people, empty when there was nothing.
+
+        Raises:
+            ConfigError: the file cannot be used.
+            Exception: what `load_state` raises.
+        """
+        self._strategy = strategy if callable(getattr(strategy, "save_state", None)) else None
+        found = self._read()
+        if found is None:
+            return ""
+        if found["agent"] != self._agent:
+            aside = self._path.with_name(f"{self._path.stem}-of-another{self._path.suffix}")
+            self._path.replace(aside)
+            return f"the state kept is that of {found['agent']}: left aside as {aside.name}"
+        if not callable(getattr(strategy, "load_state", None)):
+            return f"{self._agent} has kept state, but has no load_state: it is left as it is"
+        strategy.load_state(found["state"])
+        return f"state of {self._agent} loaded"
+
+    def after_slice(self, order_count: int) -> None:
+        """Write the state if it is time to, or if there are new orders."""
+        if self._strategy is None:
+            return
+        now_s = self._clock.monotonic()
+        if now_s >= self._next_s or order_count != self._orders:
+            self._orders = order_count
+            self.save()
+            self._next_s = self._clock.monotonic() + INTERVAL_S
+
+    def save(self) -> None:
+        """Write the state, if it has changed.
+
+        Raises:
+            StrategyError: it holds what cannot be kept, or cannot be written.
+            Exception: what `save_state` raises.
+        """
+        if self._strategy is None:
+            return
+        state = self._strategy.save_state()
+        check_state(state)
+        text = json.dumps(state)
+        if text == self._written:
+            return
+        content = {"version": _VERSION, "agent": self._agent, "saved_ns": self._clock.time_ns(), "state": state}
+        try:
+            write_atomically(self._path, json.dumps(content).encode() + b"\n")
+        except OSError as error:
+            raise StrategyError(f"{self._path}: the strategy's state cannot be written: {error.strerror}") from error
+        self._written = text
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self._path}: the strategy's state cannot be read ({error}); move the file away to start without it"
+            ) from None
+        if not isinstance(content, dict) or content.get("version") != _VERSION or "agent" not in content:
+            raise ConfigError(
+                f"{self._path}: not a strategy's state of version {_VERSION}; move the file away to start without it"
+            )
+        return content
+
+
+def check_state(state: Any, where: str = "save_state()") -> None:
+    """Check that `state` comes back as it is.
+
+    Raises:
+        StrategyError: naming the first part that would not.
+    """
+    if state is None or type(state) in _PLAIN:
+        return
+    if type(state) is list:
+        for index, item in enumerate(state):
+            check_state(item, f"{where}[{index}]")
+        return
+    if type(state) is dict:
+        for key, value in state.items():
+            if type(key) is not str:
+                raise StrategyError(f"{where}: the key {key!r:.40} is a {type(key).__name__}; kept are {ALLOWED}")
+            check_state(value, f"{where}[{key!r}]")
+        return
+    raise StrategyError(f"{where} is a {type(state).__name__}; kept are {ALLOWED}")

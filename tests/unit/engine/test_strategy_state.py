@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dry_work.clock import ManualClock
+from dry_work.engine.strategy_state import StrategyKeeper, check_state
+from dry_work.errors import ConfigError, StrategyError
+
+
+class Counter:
+    def __init__(self, state: Any = None) -> None:
+        self.state = state
+        self.saves = 0
+
+    def save_state(self) -> Any:
+        self.saves += 1
+        return self.state
+
+    def load_state(self, state: Any) -> None:
+        self.state = state
+
+
+def keeper(path: Path, agent: str = "agent:Counter", clock: Any = None) -> StrategyKeeper:
+    return StrategyKeeper(path / "strategy.json", agent=agent, clock=clock or ManualClock())
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(state=plain)
+def test_what_was_kept_comes_back(tmp_path_factory: pytest.TempPathFactory, state: Any) -> None:
+    folder = tmp_path_factory.mktemp("state")
+    first = keeper(folder)
+    assert first.load(Counter(state)) == ""
+    first.save()
+    restarted = Counter()
+    told = keeper(folder).load(restarted)
+    if (folder / "strategy.json").exists():
+        assert told == "state of agent:Counter loaded"
+    assert restarted.state == state
+    assert type(restarted.state) is type(state)
+
+
+def test_nan_comes_back_too(tmp_path: Path) -> None:
+    first = keeper(tmp_path)
+    first.load(Counter({"last": math.nan}))
+    first.save()
+    restarted = Counter()
+    keeper(tmp_path).load(restarted)
+    assert math.isnan(restarted.state["last"])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"pairs": [(1, 2)]}, r"save_state\(\)\['pairs'\]\[0\] is a tuple; kept are None, bool"),
+        ({1: "a"}, r"save_state\(\): the key 1 is a int"),
+        ({"a": {"b": {3}}}, r"\['a'\]\['b'\] is a set"),
+        (object(), r"save_state\(\) is a object"),
+    ],
+)
+def test_what_would_not_come_back_is_refused_by_its_place(state: Any, message: str) -> None:
+    with pytest.raises(StrategyError, match=message):
+        check_state(state)
+
+
+def test_it_is_written_at_once_for_orders_and_otherwise_once_a_second(tmp_path: Path) -> None:
+    clock = ManualClock()
+    strategy = Counter(1)
+    kept = keeper(tmp_path, clock=clock)
+    kept.load(strategy)
+    kept.after_slice(0)
+    assert strategy.saves == 1
+    kept.after_slice(0)
+    assert strategy.saves == 1
+    kept.after_slice(1)
+    assert strategy.saves == 2
+    clock.advance(1.0)
+    kept.after_slice(1)
+    assert strategy.saves == 3
+
+
+def test_a_strategy_without_save_state_keeps_nothing(tmp_path: Path) -> None:
+    kept = keeper(tmp_path)
+    assert kept.load(object()) == ""
+    kept.after_slice(5)
+    kept.save()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_state_of_another_strategy_is_left_aside(tmp_path: Path) -> None:
+    first = keeper(tmp_path, agent="old:Agent")
+    first.load(Counter(7))
+    first.save()
+    strategy = Counter()
+    told = keeper(tmp_path).load(strategy)
+    assert told == "the state kept is that of old:Agent: left aside as strategy-of-another.json"
+    assert strategy.state is None
+    assert json.loads((tmp_path / "strategy-of-another.json").read_text())["state"] == 7
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 2, "agent": "x", "state": 1}', "\x00"])
+def test_a_file_that_is_no_state_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "strategy.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"strategy.json: .*move the file away to start without it"):
+        keeper(tmp_path).load(Counter())
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    kept = StrategyKeeper(tmp_path / "gone" / "strategy.json", agent="a", clock=ManualClock())
+    kept.load(Counter(1))
+    with pytest.raises(StrategyError, match=r"the strategy's state cannot be written: No such file or directory"):
+        kept.save()

@@ -1,0 +1,381 @@
+"""Brackets, oto, oco pairs, trailing stops and Close under the rule set `backtrader`, against BackBroker itself."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import backtrader as bt
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import event as count_event
+from hypothesis import strategies as st
+
+from dry_work.clock import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
+from dry_work.exchange.venue import RefusedError, Venue
+from dry_work.orders.model import OrderClass, OrderRequest, OrderType, Side, StopLoss, TimeInForce, TradeEvent
+
+from .test_matching_parity import (
+    EVENTS,
+    EXECTYPES,
+    FLAT,
+    KEY,
+    SIGNS,
+    START_NS,
+    SYMBOLS,
+    GuardedBroker,
+    Outcome,
+    Record,
+    ScriptedFeed,
+    bars,
+    build_bar,
+    cents,
+    check_books,
+    compare,
+    has_dust,
+    read_time,
+)
+
+EVENTS_OF_GROUPS = {**EVENTS, bt.Order.Rejected: "rejected"}
+
+
+class Group(NamedTuple):
+    """An order, and what belongs to it. `kind` says whether it is an entry or the first of a pair."""
+
+    symbol: str
+    side: Side
+    type: OrderType
+    size: float
+    price: float | None = None
+    limit: float | None = None  # of a stop-limit order
+    trail: float | None = None  # of a trailing stop: dollars
+    percent: float | None = None  # or a fraction
+    kind: OrderClass = OrderClass.SIMPLE
+    profit: float | None = None
+    stop: float | None = None
+    stop_limit: float | None = None
+    day: bool = False
+    close: bool = False  # Backtrader's Close
+
+    @property
+    def orders(self) -> int:
+        return (
+            1
+            if self.kind is OrderClass.SIMPLE
+            else 1 + (self.profit is not None) + (self.stop is not None) - (self.kind is OrderClass.OCO)
+        )
+
+
+class Cancel(NamedTuple):
+    index: int
+
+
+class Slice(NamedTuple):
+    end_ns: int
+    bars: dict[str, tuple[float, float, float, float]]
+    actions: list[Group | Cancel]
+
+
+class Case(NamedTuple):
+    cash: float
+    slices: list[Slice]
+
+    @property
+    def symbols(self) -> list[str]:
+        return [symbol for symbol in SYMBOLS if any(symbol in part.bars for part in self.slices)]
+
+
+# Backtrader's side
+
+
+class GroupBroker(GuardedBroker):
+    def notify(self, order: bt.Order) -> None:
+        if order.status == bt.Order.Rejected:
+            self.told.append(("rejected", read_time(self.strategy_time()), (order.ref, order, None)))
+        super().notify(order)
+
+
+class GroupStrategy(bt.Strategy):
+    params = (("case", None),)
+
+    def __init__(self) -> None:
+        self.placed: list[bt.Order] = []  # by number: an entry, its stop exit, its profit exit
+        self.refused_cancels: list[int] = []
+        self.by_time = {part.end_ns // SECOND_NS: part for part in self.p.case.slices}
+
+    def prenext(self) -> None:
+        self.next()
+
+    def next(self) -> None:
+        for action in self.by_time[read_time(self.datetime[0])].actions:
+            if isinstance(action, Cancel):
+                if action.index < len(self.placed):
+                    before = len(self.broker.told)
+                    self.broker.cancel(self.placed[action.index])
+                    if len(self.broker.told) == before:
+                        self.refused_cancels.append(action.index)
+                continue
+            data = self.env.datasbyname.get(action.symbol)
+            if data is not None and len(data):
+                self.placed.extend(self.place(data, action))
+
+    def place(self, data: Any, asked: Group) -> list[bt.Order]:
+        place = self.buy if asked.side is Side.BUY else self.sell
+        base = {"data": data, "size": asked.size, "valid": bt.Order.DAY if asked.day else None}
+        stop_type = bt.Order.Stop if asked.stop_limit is None else bt.Order.StopLimit
+        if asked.kind is OrderClass.OCO:
+            first = place(exectype=bt.Order.Limit, price=asked.profit, **base)
+            return [first, place(exectype=stop_type, price=asked.stop, plimit=asked.stop_limit, oco=first, **base)]
+        exectype = bt.Order.StopTrail if asked.type is OrderType.TRAILING_STOP else EXECTYPES.get(asked.type)
+        entry = {
+            "exectype": bt.Order.Close if asked.close else exectype,
+            "price": asked.price,
+            "plimit": asked.limit,
+            "trailamount": asked.trail,
+            "trailpercent": asked.percent,
+        }
+        if asked.kind is OrderClass.SIMPLE:
+            return [place(**entry, **base)]
+        bracket = self.buy_bracket if asked.side is Side.BUY else self.sell_bracket
+        made = bracket(
+            **entry,
+            **base,
+            stopprice=asked.stop,
+            stopexec=None if asked.stop is None else stop_type,
+            stopargs={} if asked.stop_limit is None else {"plimit": asked.stop_limit},
+            limitprice=asked.profit,
+            limitexec=None if asked.profit is None else bt.Order.Limit,
+        )
+        return [order for order in made if order is not None]
+
+
+def run_backtrader(case: Case) -> Outcome:
+    cerebro = bt.Cerebro(stdstats=False, preload=False, runonce=False)
+    for symbol in case.symbols:
+        rows = [(part.end_ns, part.bars[symbol]) for part in case.slices if symbol in part.bars]
+        cerebro.adddata(ScriptedFeed(bars=rows), name=symbol)
+    broker = GroupBroker(cash=case.cash)
+    cerebro.setbroker(broker)
+    cerebro.addstrategy(GroupStrategy, case=case)
+    (strategy,) = cerebro.run()
+    numbers = {order.ref: index for index, order in enumerate(strategy.placed)}
+    slices = {part.end_ns // SECOND_NS: index for index, part in enumerate(case.slices)}
+    records = []
+    for name, time_s, (ref, order, bit) in broker.told:
+        is_fill = name in ("fill", "partial_fill")
+        records.append(
+            Record(
+                event=name,
+                slice=slices[time_s],
+                number=numbers[ref],
+                symbol=order.data._name,
+                side="buy" if order.isbuy() else "sell",
+                qty=abs(bit.size) if is_fill else 0.0,
+                price=bit.price if is_fill else 0.0,
+                time_s=read_time(bit.dt) if is_fill else time_s,
+            )
+        )
+    positions = {data._name: broker.getposition(data).size for data in cerebro.datas}
+    rests = [order.executed.remsize for order in strategy.placed]
+    return Outcome(records, strategy.refused_cancels, broker.getcash(), positions, rests)
+
+
+# Our side
+
+
+def money(value: float | None) -> Decimal | None:
+    return None if value is None else Decimal(repr(value))
+
+
+def build_request(asked: Group) -> OrderRequest:
+    is_limit = asked.type is OrderType.LIMIT
+    is_oco = asked.kind is OrderClass.OCO
+    return OrderRequest(
+        client_order_id="",
+        symbol=asked.symbol,
+        side=asked.side,
+        type=asked.type,
+        time_in_force=TimeInForce.CLS if asked.close else TimeInForce.DAY if asked.day else TimeInForce.GTC,
+        qty=money(asked.size),
+        limit_price=None if is_oco else money(asked.price if is_limit else asked.limit),
+        stop_price=None if is_limit or is_oco else money(asked.price),
+        trail_price=money(asked.trail),
+        trail_percent=None if asked.percent is None else Decimal(repr(asked.percent)) * 100,
+        order_class=asked.kind,
+        take_profit=money(asked.profit),
+        stop_loss=None if asked.stop is None else StopLoss(Decimal(repr(asked.stop)), money(asked.stop_limit)),
+    )
+
+
+def run_venue(case: Case) -> Outcome:
+    events: list[tuple[int, TradeEvent]] = []
+    current = -1
+    venue = Venue(
+        rules="backtrader",
+        assets=case.symbols,
+        emit=lambda key_id, event: events.append((current, event)),
+        now_ns=START_NS,
+        is_open=lambda now_ns: True,
+        session_close_ns=lambda now_ns: now_ns,
+    )
+    cash = Decimal(repr(case.cash))
+    venue.open_account(KEY, cash=cash)
+    placed: list[str] = []
+    refused = []
+    for index, part in enumerate(case.slices):
+        current = index
+        venue.advance(part.end_ns, [build_bar(symbol, part.end_ns, prices) for symbol, prices in part.bars.items()])
+        for action in part.actions:
+            if isinstance(action, Cancel):
+                if action.index < len(placed):
+                    before = len(events)
+                    with suppress(RefusedError):
+                        venue.cancel(KEY, placed[action.index])
+                    if len(events) == before:
+                        refused.append(action.index)
+            elif venue.last_price(action.symbol) is not None:
+                made = venue.submit(KEY, build_request(action))
+                placed.extend([made.id, *(leg.id for leg in reversed(made.legs))])
+    numbers = {order_id: number for number, order_id in enumerate(placed)}
+    held: set[str] = set()
+    records = []
+    for index, event in events:
+        name = event.event
+        if name == "held":
+            held.add(event.order.id)
+            name = "new"  # BackBroker accepts a leg when it is checked
+        elif name == "new" and event.order.id in held:
+            continue  # and does not say when it becomes active
+        records.append(
+            Record(
+                event=name,
+                slice=index,
+                number=numbers[event.order.id],
+                symbol=event.order.symbol,
+                side=event.order.side.value,
+                qty=float(event.qty or 0),
+                price=float(event.price or 0),
+                time_s=event.ts_event_ns // SECOND_NS,
+            )
+        )
+    check_books(venue, cash, [event for _, event in events])
+    positions = dict.fromkeys(case.symbols, 0.0)
+    positions |= {position.symbol: float(position.qty) for position in venue.positions(KEY)}
+    found = [venue.order(KEY, order_id) for order_id in placed]
+    rests = [float(order.qty - order.filled_qty) * SIGNS[order.side] for order in found if order and order.qty]
+    return Outcome(records, refused, float(venue.account(KEY).cash), positions, rests)
+
+
+def price(draw: st.DrawFn) -> float:
+    return (10_000 + draw(cents)) / 100
+
+
+@st.composite
+def groups(draw: st.DrawFn, symbols: list[str]) -> Group:
+    side = draw(st.sampled_from(Side))
+    kind = draw(st.sampled_from(OrderClass))
+    types = [*EXECTYPES, OrderType.TRAILING_STOP]
+    order_type = OrderType.LIMIT if kind is OrderClass.OCO else draw(st.sampled_from(types))
+    close = kind is OrderClass.SIMPLE and order_type is OrderType.MARKET and draw(st.booleans())
+    asked = Group(
+        symbol=draw(st.sampled_from(symbols)),
+        side=side,
+        type=order_type,
+        size=draw(st.integers(1, 200)) / 8,
+        kind=kind,
+        day=not close and draw(st.booleans()),
+        close=close,
+    )
+    if order_type not in (OrderType.MARKET, OrderType.TRAILING_STOP):
+        asked = asked._replace(price=price(draw))
+    if order_type is OrderType.STOP_LIMIT:
+        asked = asked._replace(limit=price(draw))
+    if order_type is OrderType.TRAILING_STOP:
+        if draw(st.booleans()):
+            asked = asked._replace(trail=draw(st.integers(1, 200)) / 100)
+        else:
+            asked = asked._replace(percent=draw(st.integers(1, 200)) / 10_000)
+    if kind is not OrderClass.SIMPLE:
+        has_stop = kind is not OrderClass.OTO or draw(st.booleans())
+        has_profit = kind is not OrderClass.OTO or not has_stop
+        if has_stop:
+            asked = asked._replace(stop=price(draw), stop_limit=price(draw) if draw(st.booleans()) else None)
+        if has_profit:
+            asked = asked._replace(profit=price(draw))
+    return asked
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    symbols = list(SYMBOLS[: draw(st.integers(1, 2))])
+    cash = draw(st.sampled_from([1000.0, 1234.56, 3000.0, 10_000.0, 100_000.0]))
+    now_ns = START_NS
+    slices = []
+    for _ in range(draw(st.integers(2, 14))):
+        now_ns += draw(st.sampled_from([MINUTE_NS, MINUTE_NS, 10 * MINUTE_NS, HOUR_NS]))
+        present = draw(st.lists(st.sampled_from(symbols), min_size=1, unique=True))
+        actions = draw(st.lists(st.one_of(groups(symbols), groups(symbols), st.integers(0, 8).map(Cancel)), max_size=2))
+        slices.append(Slice(now_ns, {symbol: draw(bars()) for symbol in symbols if symbol in present}, actions))
+    return Case(cash, slices)
+
+
+def build_case(*parts: tuple[dict[str, tuple[float, float, float, float]], list[Group | Cancel]]) -> Case:
+    slices = [Slice(START_NS + (number + 1) * MINUTE_NS, rows, asked) for number, (rows, asked) in enumerate(parts)]
+    return Case(10_000.0, slices)
+
+
+BRACKET = Group("AAA", Side.BUY, OrderType.MARKET, 5.0, kind=OrderClass.BRACKET, profit=101.0, stop=99.0)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(case=cases())
+@example(  # both exits within one bar: the stop exit, which was submitted first
+    build_case(({"AAA": FLAT}, [BRACKET]), ({"AAA": FLAT}, []), ({"AAA": (100.0, 102.0, 98.0, 100.0)}, []))
+)
+@example(  # another symbol ticks behind the fill of the entry: the exits are tried on the entry's own bar
+    build_case(({"AAA": FLAT, "BBB": FLAT}, [BRACKET]), ({"AAA": (100.0, 102.0, 98.0, 100.0)}, []), ({"BBB": FLAT}, []))
+)
+@example(  # a trailing stop that has moved is hit by its own bar when another symbol ticks
+    build_case(
+        ({"AAA": FLAT, "BBB": FLAT}, [Group("AAA", Side.SELL, OrderType.TRAILING_STOP, 1.0, trail=1.0)]),
+        ({"AAA": (100.0, 103.0, 99.5, 103.0)}, []),
+        ({"BBB": FLAT}, []),
+    )
+)
+@example(  # an exit that the cash is missing for takes the entry along
+    Case(
+        1000.0,
+        [
+            Slice(
+                START_NS + MINUTE_NS,
+                {"AAA": FLAT},
+                [BRACKET._replace(side=Side.SELL, size=25.0, profit=99.0, stop=300.0)],
+            ),
+            Slice(START_NS + 2 * MINUTE_NS, {"AAA": FLAT}, []),
+            Slice(START_NS + 3 * MINUTE_NS, {"AAA": FLAT}, []),
+        ],
+    )
+)
+def test_random_groups_and_trailing_stops_fill_as_in_back_broker(case: Case) -> None:
+    theirs = run_backtrader(case)
+    assume(not has_dust(theirs))
+    ours = run_venue(case)
+    compare(ours, theirs)
+    for record in ours.records:
+        count_event(record.event)
+
+
+def test_a_close_order_fills_at_the_last_close_of_its_day_when_the_next_day_begins() -> None:
+    last_ns = START_NS // DAY_NS * DAY_NS + DAY_NS - MINUTE_NS
+    case = Case(
+        10_000.0,
+        [
+            Slice(last_ns - 2 * MINUTE_NS, {"AAA": FLAT}, [Group("AAA", Side.BUY, OrderType.MARKET, 1.0, close=True)]),
+            Slice(last_ns, {"AAA": (100.0, 103.0, 99.0, 102.5)}, []),
+            Slice(last_ns + HOUR_NS, {"AAA": (105.0, 105.0, 105.0, 105.0)}, []),
+        ],
+    )
+    ours = run_venue(case)
+    compare(ours, run_backtrader(case))
+    fill = ours.records[-1]
+    assert (fill.event, fill.price, fill.slice, fill.time_s) == ("fill", 102.5, 2, last_ns // SECOND_NS)
