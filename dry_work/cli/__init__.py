@@ -18,6 +18,7 @@ COMMANDS = {
     "optimize": ("dry_work.cli.optimize", "Try many parameter sets, and judge the best on later data."),
     "halt": ("dry_work.cli.halt", "Stop an agent's orders, also when it hangs; or let it trade again."),
     "flatten": ("dry_work.cli.flatten", "Cancel all orders and close all positions, also of an agent that hangs."),
+    "status": ("dry_work.cli.status", "Show agents: health, orders and positions, beside the venue's."),
     "new": ("dry_work.cli.new", "Make a folder with a strategy, its settings and a test."),
     "check": ("dry_work.cli.check", "Tell what a run would miss, and what fixes it."),
     "download": ("dry_work.cli.download", "Download history from Alpaca: stocks, crypto, options."),
