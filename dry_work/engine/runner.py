@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -289,7 +290,8 @@ class Runner:
         if settings.risk is None:
             self._tell("risk: the gate is off")
             return
-        self._tell(f"risk: {settings.risk.describe()}")
+        for line in textwrap.wrap(f"risk: {settings.risk.describe()}", 100, subsequent_indent="      "):
+            self._tell(line)
         if settings.resume_trading:
             journal.change_risk(
                 RiskCommand.RELEASE, reason="--resume-trading", who="operator", at_ns=self._clock.time_ns()
