@@ -31,7 +31,7 @@ from dry_work.errors import InsufficientFundsError, RiskRefusedError
 from dry_work.orders.books import Fill, PositionChange
 from dry_work.orders.client_ids import parse_client_order_id
 from dry_work.orders.groups import EXIT_ROLES, Role
-from dry_work.orders.lifecycle import Effect, Phase, event_effect, next_phases, status_effect
+from dry_work.orders.lifecycle import Effect, Phase, event_effect, next_phases, status_effect, status_word
 from dry_work.orders.model import OrderRequest, OrderStatus, OrderType, TradeEvent, VenueOrder
 
 DeskItem = TradeEvent | Outcome | AccountState
@@ -99,6 +99,7 @@ class OrderDesk:
         self._early: list[TradeEvent] = []  # that may be of legs whose ids are not known yet
         self._queue: deque[Any] = deque()  # notifications and cancel marks
         self._new_fills: list[Fill] = []
+        self._new_ends: list[tuple[str, str]] = []
         self._doubtful: set[str] = set()  # orders of which a snapshot said something else than the stream
         self._cleared: set[str] = set()  # orders that were looked up for such a doubt, in vain
         self._adopted: dict[str, str] = {}  # last event id whose position was taken over, by symbol
@@ -157,6 +158,11 @@ class OrderDesk:
     def take_new_fills(self) -> list[Fill]:
         """Return the fills since the last call."""
         found, self._new_fills = self._new_fills, []
+        return found
+
+    def take_new_ends(self) -> list[tuple[str, str]]:
+        """Return the orders that have ended since the last call: client order id and Alpaca's word for how."""
+        found, self._new_ends = self._new_ends, []
         return found
 
     # The venue's words
@@ -559,6 +565,8 @@ class OrderDesk:
             order.status = bt.Order.Expired
         if not phase.is_open:
             self._end(ticket)
+            if ticket.request is not None:
+                self._new_ends.append((ticket.client_order_id, status_word(phase).value))
             if at_ns and not self._lockstep:
                 order.executed.dt = line_time(at_ns)
         if ticket.role is Role.ENTRY and phase is Phase.COMPLETED:

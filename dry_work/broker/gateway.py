@@ -120,6 +120,8 @@ class _Report(msgspec.Struct, frozen=True):
 
 class _Record(msgspec.Struct, frozen=True):
     fills: tuple[Fill, ...]
+    ends: tuple[tuple[str, str], ...]
+    at_ns: int
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -268,9 +270,9 @@ class OrderGateway:
         """Tell the simulated exchange that the orders of a slice are sent."""
         self._put(_Report(number))
 
-    def record(self, fills: Sequence[Fill]) -> None:
-        """Write fills to the journal."""
-        self._put(_Record(tuple(fills)))
+    def record(self, fills: Sequence[Fill], ends: Sequence[tuple[str, str]], *, at_ns: int) -> None:
+        """Write fills to the journal, and which orders have ended and how."""
+        self._put(_Record(tuple(fills), tuple(ends), at_ns))
 
     def run(self, call: Callable[[Any], None]) -> None:
         """Call with the venue, behind what was asked for so far."""
@@ -310,7 +312,7 @@ class OrderGateway:
         elif isinstance(task, _Report):
             self._report(task.number)
         elif isinstance(task, _Record):
-            self._journal.record_fills(task.fills)
+            self._journal.record_progress(task.fills, task.ends, at_ns=task.at_ns)
         elif isinstance(task, _Run):
             task.call(self._venue)
 

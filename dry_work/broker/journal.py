@@ -53,8 +53,8 @@ CREATE TABLE intents (
 CREATE TABLE outcomes (
     id INTEGER PRIMARY KEY,
     client_order_id TEXT NOT NULL,
-    action TEXT NOT NULL,              -- submit, replace, cancel
-    outcome TEXT NOT NULL,             -- accepted, refused, unknown
+    action TEXT NOT NULL,              -- submit, replace, cancel, end
+    outcome TEXT NOT NULL,             -- accepted, refused, unknown; of an end: Alpaca's word
     order_id TEXT,
     code INTEGER,
     message TEXT,
@@ -109,6 +109,10 @@ CREATE TABLE IF NOT EXISTS request_bodies (
     body TEXT NOT NULL                 -- JSON, as it is sent
 );
 """
+_INSERT_OUTCOME = (
+    "INSERT INTO outcomes (client_order_id, action, outcome, order_id, code, message, at_ns) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 _RISK_HISTORY = "SELECT id, state, reason, who, at_ns, token, taken_ns FROM risk_transitions ORDER BY id"
 _RISK_LAST = "SELECT id, state, reason, who, at_ns, token, taken_ns FROM risk_transitions ORDER BY id DESC LIMIT 1"
 
@@ -298,13 +302,22 @@ class Journal:
     ) -> None:
         """Write down what came of a request."""
         self._write(
-            "INSERT INTO outcomes (client_order_id, action, outcome, order_id, code, message, at_ns) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            _INSERT_OUTCOME,
             [(client_order_id, action, outcome, order_id, code, message, at_ns)],
         )
 
     def record_fills(self, fills: Iterable[Fill]) -> None:
         """Write down fills; one that is there already is left out."""
+        self.record_progress(fills)
+
+    def record_progress(self, fills: Iterable[Fill], ends: Iterable[tuple[str, str]] = (), *, at_ns: int = 0) -> None:
+        """Write down fills and ends of orders, all or none.
+
+        Args:
+            fills: one that is there already is left out.
+            ends: client order id and how it ended: filled, canceled, expired or rejected.
+            at_ns: venue time of the ends.
+        """
         rows = [
             (
                 fill.execution_id,
@@ -317,7 +330,11 @@ class Journal:
             )
             for fill in fills
         ]
-        self._write("INSERT OR IGNORE INTO fills VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        outcomes = [(name, "end", outcome, "", None, "", at_ns) for name, outcome in ends]
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR IGNORE INTO fills VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany(_INSERT_OUTCOME, outcomes)
 
     def intents(self) -> list[str]:
         """Return the client order ids of all intents, oldest first."""

@@ -582,9 +582,9 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             self._close_positions()
         if not self._lockstep:
             self._cancel_lapsed()
-        fills = self._desk.take_new_fills()
-        if fills:
-            self._gateway.record(fills)
+        fills, ends = self._desk.take_new_fills(), self._desk.take_new_ends()
+        if fills or ends:
+            self._gateway.record(fills, ends, at_ns=self._market_ns())
         if self._risk is not None:
             self._risk.watch(self._market_ns())
         self._ready.extend(self._desk.release())

@@ -1,7 +1,7 @@
 """Our books beside the venue's: what the orders journal says, what the venue says, and where they differ. Pure.
 
-Our positions are the sums of the journal's fills. That an order of ours was canceled is the venue's to tell, and no
-difference.
+Our positions are the sums of the journal's fills. That an order of ours ended while the agent was away is the venue's
+to tell, and no difference.
 """
 
 from __future__ import annotations

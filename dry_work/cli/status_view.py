@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FILLS_SHOWN = 5
-ORDERS_SHOWN = 40  # by the journal alone, which does not know of cancellations
+ORDERS_SHOWN = 40  # by the journal alone
 _NAME_WIDTH = 17
 _STYLES = {Mark.DIFFERS: "bold red", Mark.FOREIGN: "yellow", Mark.EQUAL: "green", Mark.ALONE: ""}
 
@@ -215,7 +215,7 @@ def _build_orders(comparison: Comparison, is_compared: bool) -> Iterator[Any]:
             if row.reasons:
                 yield _styled(f"  {_short(row.name)}: {'; '.join(row.reasons)}", _STYLES[row.mark])
         if not is_compared:
-            yield "  open by the journal, which does not know of cancellations; the venue does"
+            yield "  open by the journal; what has ended while the agent was away only the venue knows"
     if comparison.ended:
         words = ", ".join(f"{count} {status}" for status, count in sorted(comparison.ended.items()))
         yield f"  ended at the venue: {words}"

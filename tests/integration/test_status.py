@@ -145,7 +145,7 @@ def test_books_are_equal_until_somebody_trades_by_hand(venue: Venue) -> None:
     assert code == 0, content
     assert (content["equal"], content["agent"]["state"]) == (True, "running")
     assert set(marks(content).values()) == {"equal"}
-    assert content["ended_at_venue"] == {"canceled": 1}
+    assert content["ended_at_venue"] == {}  # the agent has written down that one of its orders was canceled
     [held] = content["positions"]
     assert held["qty"] == "0.06"
     assert Decimal(held["venue_qty"]) < Decimal("0.06")  # the venue has taken its fees in coins

@@ -10,6 +10,8 @@ import backtrader as bt
 import orjson
 import pytest
 
+from dry_work.broker.books_reader import read_books
+from dry_work.broker.own_books import build_orders
 from dry_work.wire.alpaca_rest import encode_error
 
 from .conftest import build_broker
@@ -122,6 +124,21 @@ def test_an_order_refused_at_its_submit(
     assert strategy.statuses(order) == ["Submitted", status]
     assert (order.info.reject_reason, order.info.reject_code) == (message, code)
     assert len(venue.submits) == 1
+
+
+@pytest.mark.parametrize("event", ["fill", "canceled", "expired", "rejected"])
+def test_how_an_order_ended_is_in_the_journal(venue: ScriptedVenue, broker: Any, journal: Any, event: str) -> None:
+    def end() -> None:
+        order = venue.wait_submit(1)
+        fill = {"qty": "1", "price": "10"} if event == "fill" else {}
+        seen(venue, broker, venue.build_event("new", order), venue.build_event(event, order, **fill))
+
+    strategy = run(broker, {1: buy(size=1)}, {2: end})
+    [order] = strategy.orders
+    assert not order.alive()
+    [found] = build_orders(read_books(journal.path))
+    assert not found.is_open
+    assert [row["status"] for row in broker.results()[0]] == ["filled" if event == "fill" else event]
 
 
 def test_events_that_come_before_the_answer_to_the_submit(venue: ScriptedVenue, broker: Any) -> None:

@@ -121,6 +121,20 @@ def test_a_fill_is_kept_once(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_fills_and_ends_are_written_together(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "orders.sqlite")
+    fill = Fill(
+        execution_id="x", client_order_id="o", symbol="AAPL", side=Side.BUY, qty=Decimal(2), price=Decimal(3),
+        ts_event_ns=1,
+    )  # fmt: skip
+    journal.record_progress([fill], [("o", "filled"), ("p", "canceled")], at_ns=7)
+    rows = sqlite3.connect(journal.path).execute("SELECT client_order_id, action, outcome, at_ns FROM outcomes")
+    assert rows.fetchall() == [("o", "end", "filled", 7), ("p", "end", "canceled", 7)]
+    assert journal.executions() == ["x"]
+    assert journal.unanswered() == []
+    journal.close()
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[120:4000] = b"\xff" * 3880
