@@ -193,7 +193,8 @@ class BacktraderMatcher:
         group.is_linked = False
         # in the order of their matching: the head, then the last leg before the first
         for other in (group.head, *reversed(group.legs)):
-            if other in book.pending and not other.is_done:
+            # an exit that is filled in part, and then refused, takes the other one along but not itself
+            if other is not entry and other in book.pending and not other.is_done:
                 book.set_status(other, OrderStatus.CANCELED, now_ns)
 
 

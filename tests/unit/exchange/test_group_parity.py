@@ -324,6 +324,7 @@ def build_case(*parts: tuple[dict[str, tuple[float, float, float, float]], list[
     return Case(10_000.0, slices)
 
 
+BOTH_FLAT = {"AAA": FLAT, "BBB": FLAT}
 BRACKET = Group("AAA", Side.BUY, OrderType.MARKET, 5.0, kind=OrderClass.BRACKET, profit=101.0, stop=99.0)
 
 
@@ -353,6 +354,33 @@ BRACKET = Group("AAA", Side.BUY, OrderType.MARKET, 5.0, kind=OrderClass.BRACKET,
             ),
             Slice(START_NS + 2 * MINUTE_NS, {"AAA": FLAT}, []),
             Slice(START_NS + 3 * MINUTE_NS, {"AAA": FLAT}, []),
+        ],
+    )
+)
+@example(  # an exit that is filled in part, and then refused for want of cash, cancels its other one and not itself
+    Case(
+        1000.0,
+        [
+            Slice(START_NS + MINUTE_NS, BOTH_FLAT, [Group("AAA", Side.BUY, OrderType.LIMIT, 5.875, price=100.0)]),
+            Slice(START_NS + 2 * MINUTE_NS, BOTH_FLAT, [Group("BBB", Side.SELL, OrderType.LIMIT, 22.625, price=100.0)]),
+            Slice(
+                START_NS + 3 * MINUTE_NS,
+                BOTH_FLAT,
+                [
+                    Group("BBB", Side.BUY, OrderType.MARKET, 22.5, kind=OrderClass.OTO, profit=100.0),
+                    Group(
+                        "BBB",
+                        Side.BUY,
+                        OrderType.LIMIT,
+                        4.375,
+                        price=100.0,
+                        kind=OrderClass.OCO,
+                        profit=100.0,
+                        stop=100.0,
+                    ),
+                ],
+            ),
+            Slice(START_NS + 4 * MINUTE_NS, BOTH_FLAT, []),
         ],
     )
 )
