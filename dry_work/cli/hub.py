@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from dry_work.hub.service import HubStatus
-    from dry_work.hub.upstreams.alpaca_data import FeedStatus
+    from dry_work.hub.upstreams.connection import FeedStatus
 
 
 @click.command("hub")

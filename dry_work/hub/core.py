@@ -8,11 +8,13 @@ from enum import Enum, StrEnum
 import msgspec
 
 from dry_work.errors import ConfigError, HubError
+from dry_work.hub.events import CRYPTO, NEWS, OPTIONS, STOCKS, Topic
 from dry_work.market.messages import Bar, Watermark
 from dry_work.market.symbols import ALLOWED, is_crypto, is_option, is_symbol
 from dry_work.wire.alpaca_stream import StreamWatermark
 
-STOCK_FEEDS = ("iex", "sip", "delayed_sip", "test")
+STOCK_FEEDS = ("iex", "sip", "delayed_sip", "otc", "test")
+OPTION_FEEDS = ("indicative", "opra")
 
 
 class ConnectionState(StrEnum):
@@ -94,34 +96,51 @@ def handshake_kind(http_status: int) -> ErrorKind:
 
 
 class Feed(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint of the upstream and the topic that its market data goes to."""
+    """One endpoint of the upstream."""
 
-    name: str  # iex, sip, delayed_sip, test, crypto
+    name: str  # iex, sip, delayed_sip, otc, test, opra, indicative, crypto, news: for status and log
+    feed: str  # stocks, options, crypto, news
     path: str  # of the WebSocket
-    topic: str
+    topic: str = ""  # of Pub/Sub, that its bars go to
+    needs_msgpack: bool = False
 
 
-def build_feeds(*, stock_feed: str, market_topic: str, crypto_topic: str) -> tuple[Feed, Feed]:
-    """Return the feeds for stocks and for crypto.
+def build_feeds(
+    *, stock_feed: str, market_topic: str, crypto_topic: str, option_feed: str = "indicative"
+) -> tuple[Feed, Feed, Feed, Feed]:
+    """Return the feeds for stocks, crypto, options and news.
 
     Raises:
         ConfigError: for an unknown feed, or one topic for both.
     """
     if stock_feed not in STOCK_FEEDS:
         raise ConfigError(f"{stock_feed!r} is not a stock feed (--feed, ALPACA_FEED): one of {', '.join(STOCK_FEEDS)}")
+    if option_feed not in OPTION_FEEDS:
+        raise ConfigError(f"{option_feed!r} is not an option feed: one of {', '.join(OPTION_FEEDS)}")
     if market_topic == crypto_topic:
         raise ConfigError(
             f"MARKET_DATA_TOPIC and CRYPTO_DATA_TOPIC are both {market_topic!r}: stocks and crypto need a topic each"
         )
-    stocks = Feed(name=stock_feed, path=f"/v2/{stock_feed}", topic=market_topic)
-    return stocks, Feed(name="crypto", path="/v1beta3/crypto/us", topic=crypto_topic)
+    return (
+        Feed(name=stock_feed, feed=STOCKS, path=f"/v2/{stock_feed}", topic=market_topic),
+        Feed(name="crypto", feed=CRYPTO, path="/v1beta3/crypto/us", topic=crypto_topic),
+        Feed(name=option_feed, feed=OPTIONS, path=f"/v1beta1/{option_feed}", needs_msgpack=True),
+        Feed(name="news", feed=NEWS, path="/v1beta1/news"),
+    )
+
+
+def feed_of(symbol: str) -> str:
+    """Return the feed that serves a canonical symbol's market data."""
+    if is_crypto(symbol):
+        return CRYPTO
+    return OPTIONS if is_option(symbol) else STOCKS
 
 
 def split_symbols(symbols: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the stocks and the crypto pairs among canonical `symbols`.
 
     Raises:
-        ConfigError: for a symbol that no feed here serves.
+        ConfigError: for a symbol whose bars no feed here serves.
     """
     stocks: list[str] = []
     crypto: list[str] = []
@@ -132,6 +151,16 @@ def split_symbols(symbols: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, .
             raise ConfigError(f"{symbol} is an option: the hub serves bars of stocks and crypto pairs")
         (crypto if is_crypto(symbol) else stocks).append(symbol)
     return tuple(stocks), tuple(crypto)
+
+
+def bar_topics(symbols: Iterable[str]) -> list[Topic]:
+    """Return the topics of the minute bars of canonical `symbols`.
+
+    Raises:
+        ConfigError: for a symbol whose bars no feed here serves.
+    """
+    stocks, crypto = split_symbols(symbols)
+    return [(STOCKS, "bars", symbol) for symbol in stocks] + [(CRYPTO, "bars", symbol) for symbol in crypto]
 
 
 class SliceCollector:

@@ -1,7 +1,8 @@
-"""The hub as a service: upstream connections for stocks and crypto, whose bars go to Pub/Sub. Thread-safe.
+"""The hub as a service: upstream connections, the bus between, and the interfaces that clients use. Thread-safe.
 
-One thread with one event loop holds the connections; each topic has a thread that publishes. Market data crosses to
-those threads by the sink's bounded buffers: when a buffer is full, the connection that fills it is not read.
+One thread with one event loop holds the connections and the interfaces; each topic of Pub/Sub has a thread that
+publishes. Market data crosses to those threads by bounded buffers: when a buffer is full, the connection that fills it
+is not read.
 """
 
 from __future__ import annotations
@@ -16,24 +17,27 @@ import msgspec
 import structlog
 
 from dry_work.clock import Clock, SystemClock
-from dry_work.errors import HubError
-from dry_work.hub.core import Feed, SliceCollector, build_feeds, split_symbols
+from dry_work.errors import ConfigError, HubError
+from dry_work.hub.bus import Bus
+from dry_work.hub.core import bar_topics, build_feeds
+from dry_work.hub.events import ALL, DATA_FEEDS, ORDER_FEEDS, Topic
 from dry_work.hub.interest import Interest
+from dry_work.hub.ports import OrderAccount, Sink, SinkStatus
 from dry_work.hub.settings import DEFAULT_FEED, parse_stream_url
 from dry_work.hub.sinks.pubsub import CAPACITY_MESSAGES, PubSubSink, TopicStatus
-from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection, FeedStatus, UpstreamTiming
-from dry_work.market.messages import Bar, Watermark
-from dry_work.market.symbols import parse_symbol
+from dry_work.hub.targets import FeedTarget
+from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
+from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
+from dry_work.market.symbols import ALLOWED, is_symbol, parse_symbol
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC
-from dry_work.wire.alpaca_stream import StreamCodec, StreamWatermark
+from dry_work.wire.alpaca_stream import StreamCodec
 
 CONFIGURED = "configured"  # the client that holds the symbols given at construction
 
-# A watermark follows its bars at once. When it does not, they are not held back for it any longer than this.
-WATERMARK_WAIT_S = 0.02
-WATERMARK_WAIT_MESSAGES = 1_000
-
 _log = structlog.get_logger(__name__)
+
+
+SinkFactory = Callable[["HubService"], Sink]
 
 
 class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,7 @@ class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
     symbols: int
     feeds: tuple[FeedStatus, ...]
     topics: tuple[TopicStatus, ...]
+    sinks: tuple[SinkStatus, ...] = ()
 
     @property
     def received(self) -> int:
@@ -68,19 +73,21 @@ class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubService:
-    """Shares one upstream connection per feed with any number of Pub/Sub readers.
+    """Shares one upstream connection per feed with any number of readers.
 
     Args:
         upstream_url: base of the market-data WebSocket, such as wss://stream.data.alpaca.markets.
         key: API key of the upstream.
         secret: its secret.
-        project: Google Cloud project.
-        symbols: symbols wanted from the start.
+        project: Google Cloud project whose topics take the bars; None: Pub/Sub is off.
+        symbols: symbols whose bars are wanted from the start.
         pubsub_endpoint: host:port of an emulator; None: `PUBSUB_EMULATOR_HOST` when set, otherwise Google.
         market_topic: topic of stocks.
         crypto_topic: topic of crypto pairs.
-        stock_feed: iex, sip, delayed_sip or test.
-        codec: how messages of the upstream are written.
+        stock_feed: iex, sip, delayed_sip, otc or test.
+        option_feed: indicative or opra.
+        codec: how messages of the upstream are written; options are always MessagePack.
+        sinks: further interfaces, each made with this hub.
         rng: jitter and the epoch.
         clock: receive stamps and the epoch; its monotonic time measures silence and health.
         epoch: goes with every message; None: one of its own, from `clock` and `rng`.
@@ -97,13 +104,15 @@ class HubService:
         *,
         key: str,
         secret: str,
-        project: str,
+        project: str | None = None,
         symbols: Sequence[str] = (),
         pubsub_endpoint: str | None = None,
         market_topic: str = MARKET_TOPIC,
         crypto_topic: str = CRYPTO_TOPIC,
         stock_feed: str = DEFAULT_FEED,
+        option_feed: str = "indicative",
         codec: StreamCodec = StreamCodec.JSON,
+        sinks: Sequence[SinkFactory] = (),
         rng: random.Random | None = None,
         clock: Clock | None = None,
         epoch: str | None = None,
@@ -114,66 +123,74 @@ class HubService:
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         url = parse_stream_url(upstream_url)
-        rng = random.Random() if rng is None else rng
-        clock = SystemClock() if clock is None else clock
-        self.epoch = epoch or f"{clock.time_ns():x}-{rng.getrandbits(32):08x}"
-        self._clock = clock
+        self.rng = random.Random() if rng is None else rng
+        self.clock = SystemClock() if clock is None else clock
+        self.epoch = epoch or f"{self.clock.time_ns():x}-{self.rng.getrandbits(32):08x}"
+        self.bus = Bus(self.epoch)
         self._on_failure = on_failure
         self._lock = threading.Lock()  # guards the interest, the thread and whether a failure was reported
-        self._interest = Interest()
+        self._interest: Interest[Topic] = Interest()
         self._thread: threading.Thread | None = None
         self._failed = False
         self._stopped = threading.Event()
         self._running = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
-        feeds = build_feeds(stock_feed=stock_feed, market_topic=market_topic, crypto_topic=crypto_topic)
-        self._sink = PubSubSink(
-            project=project,
-            topics=[feed.topic for feed in feeds],
-            endpoint=pubsub_endpoint,
-            epoch=self.epoch,
-            rng=rng,
-            clock=clock,
-            batch=batch,
-            capacity=capacity,
-            on_room=self._announce_room,
-            on_failure=self._fail,
+        self._stop_timeout_s = 5.0
+        feeds = build_feeds(
+            stock_feed=stock_feed, market_topic=market_topic, crypto_topic=crypto_topic, option_feed=option_feed
         )
-        self._targets = [_TopicTarget(feed, self._sink) for feed in feeds]
-        self._connections = [
-            AlpacaDataConnection(
+        self._topics: PubSubSink | None = None
+        if project is not None:
+            self._topics = PubSubSink(
+                project=project,
+                topics=[feed.topic for feed in feeds if feed.topic],
+                endpoint=pubsub_endpoint,
+                epoch=self.epoch,
+                rng=self.rng,
+                clock=self.clock,
+                batch=batch,
+                capacity=capacity,
+                on_room=self._announce_room,
+                on_failure=self._fail,
+            )
+        self._targets = {feed.feed: FeedTarget(feed, self.bus, self._topics) for feed in feeds}
+        self._connections = {
+            feed.feed: AlpacaDataConnection(
                 feed=feed.name,
                 url=url + feed.path,
                 key=key,
                 secret=secret,
-                target=target,
-                clock=clock,
-                rng=random.Random(rng.getrandbits(64)),
-                codec=codec,
+                target=self._targets[feed.feed],
+                clock=self.clock,
+                rng=random.Random(self.rng.getrandbits(64)),
+                codec=StreamCodec.MSGPACK if feed.needs_msgpack else codec,
                 timing=timing,
                 on_change=on_feed,
             )
-            for feed, target in zip(feeds, self._targets, strict=True)
-        ]
+            for feed in feeds
+        }
+        self._accounts: dict[str, OrderAccount] = {}
+        self._sinks = [build(self) for build in sinks]
+        self._refusal: ConfigError | None = None  # of an interface that cannot be opened
         if symbols:
             self.acquire(CONFIGURED, symbols)
 
     def start(self, timeout_s: float = 10.0) -> None:
-        """Create the topics, begin to publish and to connect.
+        """Create the topics, begin to publish, to connect and to serve.
 
         Returns after the topics are there, or after `timeout_s` seconds when Pub/Sub does not answer; the hub then
         goes on to try.
 
         Raises:
-            ConfigError: when Pub/Sub refuses credentials, project or topic.
+            ConfigError: when Pub/Sub refuses credentials, project or topic, or an interface cannot be opened.
         """
         with self._lock:
             if self._thread is not None or self._stopped.is_set():
                 raise HubError("a hub is started once")
             self._thread = threading.Thread(target=self._run, name="hub", daemon=True)
         try:
-            if not self._sink.start(timeout_s):
+            if self._topics is not None and not self._topics.start(timeout_s):
                 _log.warning("Pub/Sub did not answer in time; trying on", seconds=timeout_s)
         except BaseException:
             self._stopped.set()
@@ -183,54 +200,79 @@ class HubService:
             if not stopped:
                 self._thread.start()
         if stopped:
-            self._sink.stop(0.0)
+            if self._topics is not None:
+                self._topics.stop(0.0)
             return
         self._running.wait(timeout_s)
+        if self._refusal is not None:
+            self.stop(0.0)
+            raise self._refusal
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Close the connections, publish what was taken, at most `timeout_s` seconds long. May be called twice."""
+        """Close the connections, deliver what was taken, at most `timeout_s` seconds long. May be called twice."""
         with self._lock:
             thread, first = self._thread, not self._stopped.is_set()
             self._stopped.set()
+            self._stop_timeout_s = timeout_s
         if not first:
             return
-        end_s = self._clock.monotonic() + timeout_s
+        end_s = self.clock.monotonic() + timeout_s
         self._call_soon(self._stopping.set)
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
-        self._sink.stop(max(0.0, end_s - self._clock.monotonic()))
+        if self._topics is not None:
+            self._topics.stop(max(0.0, end_s - self.clock.monotonic()))
+
+    # --- what clients want; any thread
 
     def acquire(self, client: str, symbols: Iterable[str]) -> None:
-        """Note that `client` wants `symbols` too; those that are new are subscribed upstream.
+        """Hold the minute bars of `symbols` for `client`.
 
         Raises:
-            ConfigError: for what is no symbol of a stock or crypto pair. Nothing is acquired then.
+            ConfigError: for what is no symbol of a stock or crypto pair. Nothing is held then.
         """
-        canonical = [parse_symbol(symbol) for symbol in symbols]
-        split_symbols(canonical)
+        self.hold(client, bar_topics(parse_symbol(symbol) for symbol in symbols))
+
+    def hold(self, client: str, topics: Iterable[Topic]) -> None:
+        """Note that `client` wants `topics` too; those that nobody wanted before are subscribed upstream.
+
+        Raises:
+            ConfigError: for a topic that no upstream serves. Nothing is held then.
+        """
+        wanted = [topic for topic in topics if topic[0] not in ORDER_FEEDS]
+        for feed, _, symbol in wanted:
+            if feed not in DATA_FEEDS:
+                raise ConfigError(f"{feed!r} is not a feed of the hub: expected one of {', '.join(DATA_FEEDS)}")
+            if symbol != ALL and not is_symbol(symbol):
+                raise ConfigError(f"{symbol!r} is not a symbol: expected {ALLOWED}")
         with self._lock:
-            added = self._interest.acquire(client, canonical)
+            added = self._interest.acquire(client, wanted)
         if added:
             self._call_soon(self._pass_interest_on)
 
-    def release(self, client: str, symbols: Iterable[str] | None = None) -> None:
-        """Let go of `symbols` (None: all) of `client`; those that nobody wants any more are unsubscribed."""
-        canonical = None if symbols is None else [parse_symbol(symbol) for symbol in symbols]
+    def release(self, client: str, topics: Iterable[Topic] | None = None) -> None:
+        """Let go of `topics` (None: all) of `client`; those that nobody wants any more are unsubscribed."""
         with self._lock:
-            removed = self._interest.release(client, canonical)
+            removed = self._interest.release(client, topics)
         if removed:
             self._call_soon(self._pass_interest_on)
+
+    def account(self, environment: str) -> OrderAccount | None:
+        """Return the account of `paper` or `live`; None when the hub has no credentials for it."""
+        return self._accounts.get(environment)
 
     def status(self) -> HubStatus:
         """Return the hub as it is now."""
         with self._lock:
-            clients, symbols = len(self._interest.clients), len(self._interest.wanted)
+            clients = len(self._interest.clients)
+            symbols = len({symbol for _, _, symbol in self._interest.wanted})
         return HubStatus(
             epoch=self.epoch,
             clients=clients,
             symbols=symbols,
-            feeds=tuple(connection.status() for connection in self._connections),
-            topics=self._sink.status(),
+            feeds=tuple(connection.status() for connection in self._connections.values()),
+            topics=self._topics.status() if self._topics is not None else (),
+            sinks=tuple(sink.status() for sink in self._sinks),
         )
 
     # --- the hub's thread
@@ -250,9 +292,16 @@ class HubService:
         if self._stopped.is_set():  # from here on `stop` reaches the loop
             return
         self._pass_interest_on()
+        try:
+            for sink in self._sinks:
+                await sink.start()
+        except ConfigError as error:
+            self._refusal = error
+            await self._stop_sinks()
+            return
         tasks = [
             asyncio.create_task(connection.run(), name=f"hub-{connection.status().feed}")
-            for connection in self._connections
+            for connection in self._connections.values()
         ]
         tasks.append(asyncio.create_task(self._wait_until_stopped(), name="hub-stop"))
         self._running.set()
@@ -264,15 +313,25 @@ class HubService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._stop_sinks()
+
+    async def _stop_sinks(self) -> None:
+        """Let every interface deliver what it has, all at once, and close."""
+        stops = [sink.stop(self._stop_timeout_s) for sink in self._sinks]
+        for result in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(result, BaseException):
+                _log.error("an interface did not close in order", error=f"{type(result).__name__}: {result}")
 
     async def _wait_until_stopped(self) -> None:
         await self._stopping.wait()
 
     def _pass_interest_on(self) -> None:
+        wanted: dict[str, list[tuple[str, str]]] = {feed: [] for feed in self._connections}
         with self._lock:
-            wanted = split_symbols(self._interest.wanted)
-        for connection, symbols in zip(self._connections, wanted, strict=True):
-            connection.want(symbols)
+            for feed, channel, symbol in self._interest.wanted:
+                wanted[feed].append((channel, symbol))
+        for feed, wishes in wanted.items():
+            self._connections[feed].want(wishes)
 
     # --- any thread
 
@@ -283,7 +342,7 @@ class HubService:
             self._loop.call_soon_threadsafe(call)
 
     def _announce_room(self) -> None:
-        for target in self._targets:
+        for target in self._targets.values():
             self._call_soon(target.announce_room)
 
     def _fail(self, error: BaseException) -> None:
@@ -301,54 +360,3 @@ def _choose_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
-
-
-class _TopicTarget:
-    """Takes the market data of one feed for its topic. Event-loop only."""
-
-    def __init__(self, feed: Feed, sink: PubSubSink) -> None:
-        self._topic = feed.topic
-        self._sink = sink
-        self._collector = SliceCollector()
-        self._timer: asyncio.TimerHandle | None = None
-        self._room = asyncio.Event()
-
-    def begin_session(self, *, takes_watermarks: bool) -> None:
-        self._collector.begin_session(takes_watermarks=takes_watermarks)
-
-    def take(self, items: Sequence[Bar | StreamWatermark]) -> None:
-        self._offer(self._collector.add(items))
-        if self._collector.waiting >= WATERMARK_WAIT_MESSAGES:
-            self._flush()
-        elif self._collector.waiting and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(WATERMARK_WAIT_S, self._flush)
-        elif not self._collector.waiting:
-            self._cancel_timer()
-
-    def end_session(self) -> None:
-        self._flush()
-
-    def has_room(self) -> bool:
-        return self._sink.has_room(self._topic)
-
-    async def wait_for_room(self) -> None:
-        while not self.has_room():
-            self._room.clear()
-            if not self.has_room():
-                await self._room.wait()
-
-    def announce_room(self) -> None:
-        self._room.set()
-
-    def _flush(self) -> None:
-        self._cancel_timer()
-        self._offer(self._collector.take())
-
-    def _offer(self, messages: Sequence[Bar | Watermark]) -> None:
-        if messages:
-            self._sink.offer(self._topic, messages)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -31,6 +31,7 @@ STOCK_CHANNELS = ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statu
 CRYPTO_CHANNELS = ("trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars")
 IMPLIED_CHANNELS = ("corrections", "cancelErrors")  # come with the trades of stocks
 WATERMARKS = "watermarks"  # own channel
+CONTROLS = ("success", "error", "subscription")  # types of items that are no market data
 
 ERROR_MESSAGES = {
     400: "invalid syntax",
@@ -233,6 +234,23 @@ def parse_watermark_item(item: Mapping[str, Any]) -> StreamWatermark:
     )
 
 
+def parse_control_item(item: Mapping[str, Any]) -> StreamControl:
+    """Read an item of `CONTROLS`; what it lacks is empty."""
+    kind, code = str(item["T"]), item.get("code")
+    channels = {}
+    if kind == "subscription":
+        for name, symbols in item.items():
+            if isinstance(symbols, list):
+                channels[str(name)] = tuple(str(symbol) for symbol in symbols)
+    return StreamControl(
+        kind=kind,
+        message=str(item.get("msg") or ""),
+        code=code if isinstance(code, int) else 0,
+        watermarks=item.get("watermarks") is True,
+        channels=channels,
+    )
+
+
 # Frames of the server -------------------------------------------------------------------------------------------------
 
 
@@ -272,10 +290,19 @@ def parse_frame(frame: bytes | str, *, recv_ns: int, length_ns: int = MINUTE_NS)
     Raises:
         CodecError: when the frame as a whole cannot be decoded or is no array of maps.
     """
+    return [_parse_item(item, recv_ns, length_ns) for item in decode_frame(frame)]
+
+
+def decode_frame(frame: bytes | str) -> list[Any]:
+    """Return the items of a server's frame as they are; see `parse_frame`.
+
+    Raises:
+        CodecError: when it cannot be decoded or is no array.
+    """
     decoded = _decode(frame, json_mark=b"[")
     if not isinstance(decoded, list):
         raise CodecError("the frame is no array", data=frame)
-    return [_parse_item(item, recv_ns, length_ns) for item in decoded]
+    return decoded
 
 
 # Messages of a client -------------------------------------------------------------------------------------------------
@@ -385,25 +412,9 @@ def _parse_item(item: object, recv_ns: int, length_ns: int) -> StreamItem:
             return parse_bar_item(item, recv_ns=recv_ns, length_ns=length_ns)
         if kind == "w":
             return parse_watermark_item(item)
-        if kind in ("success", "error", "subscription"):
-            return _parse_control(kind, item)
+        if kind in CONTROLS:
+            return parse_control_item(item)
     except CodecError as error:
         symbol = item.get("S")
         return StreamUnread(kind=kind, reason=error.reason, symbol=symbol if isinstance(symbol, str) else "")
     return StreamUnread(kind=kind)
-
-
-def _parse_control(kind: str, item: Mapping[str, Any]) -> StreamControl:
-    code = item.get("code")
-    channels = {}
-    if kind == "subscription":
-        for name, symbols in item.items():
-            if isinstance(symbols, list):
-                channels[str(name)] = tuple(str(symbol) for symbol in symbols)
-    return StreamControl(
-        kind=kind,
-        message=str(item.get("msg") or ""),
-        code=code if isinstance(code, int) else 0,
-        watermarks=item.get("watermarks") is True,
-        channels=channels,
-    )

@@ -23,8 +23,11 @@ from dry_work.clock import MINUTE_NS
 from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.errors import ConfigError, HubError
 from dry_work.hub.core import ConnectionState
+from dry_work.hub.events import ALL, Topic
+from dry_work.hub.ports import SinkStatus
+from dry_work.hub.queues import ClientQueue, Overflow
 from dry_work.hub.service import HubService
-from dry_work.hub.upstreams.alpaca_data import FeedStatus, UpstreamTiming
+from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
 from dry_work.market.messages import Bar, Envelope, Watermark
 from dry_work.wire import alpaca_stream
 from dry_work.wire.alpaca_stream import StreamCodec, StreamWatermark
@@ -554,7 +557,7 @@ def test_what_is_unknown_or_malformed_is_counted_and_costs_only_itself(stack: St
     stack.upstream.send([{"T": "zz", "S": "AAPL"}, bad, alpaca_stream.encode_bar_item(build_bar("IBM", 1))])
     assert names(stack.market.read(1)) == ["IBM"]
     feed = stack.feed()
-    assert feed.ignored == {"zz": 1}
+    assert feed.unknown == {"zz": 1}
     assert feed.malformed["b: missing price"] == 1
     assert sum(feed.malformed.values()) == 2
     assert stack.hub is not None
@@ -614,3 +617,80 @@ def test_a_hub_is_started_once(stack: Stack) -> None:
     hub = stack.start_hub()
     with pytest.raises(HubError, match="started once"):
         hub.start()
+
+
+# --- every channel
+
+
+class Listener:
+    """Reads events of the bus as an interface of the hub does."""
+
+    def __init__(self, hub: Any, topics: Sequence[Topic]) -> None:
+        self.name = "listener"
+        self.items: list[dict[str, Any]] = []
+        self._hub = hub
+        self._topics = topics
+        self._queue = ClientQueue(100, Overflow.DROP_OLDEST, on_ready=self._take)
+
+    async def start(self) -> None:
+        self._hub.bus.attach(self._queue, self._topics)
+        self._hub.hold("listener", self._topics)
+
+    async def stop(self, timeout_s: float) -> None:
+        self._hub.bus.detach(self._queue)
+
+    def status(self) -> SinkStatus:
+        return SinkStatus(name=self.name, clients=1)
+
+    def _take(self) -> None:
+        self.items += [dict(event.item) for event in self._queue.take()]
+
+
+def start_with_listener(stack: Stack, topics: Sequence[Topic], **settings: Any) -> Listener:
+    listeners: list[Listener] = []
+
+    def build(hub: HubService) -> Listener:
+        listeners.append(Listener(hub, topics))
+        return listeners[0]
+
+    stack.start_hub(sinks=[build], **settings)
+    return listeners[0]
+
+
+def test_what_an_interface_wants_is_subscribed_by_channel_and_comes_as_it_was_sent(stack: Stack) -> None:
+    topics = [("stocks", "trades", "AAPL"), ("stocks", "corrections", "AAPL"), ("stocks", "quotes", ALL)]
+    listener = start_with_listener(stack, topics)
+    wait_until(lambda: stack.upstream.open and stack.upstream.open[0].messages[1:], "the hub subscribes")
+    subscribe = stack.upstream.open[0].messages[1]
+    assert {name: subscribe[name] for name in ("trades", "quotes")} == {"trades": ["AAPL"], "quotes": ["*"]}
+    assert "corrections" not in subscribe  # they come with the trades
+    items = [
+        {"T": "t", "S": "AAPL", "p": 1.5, "s": 2, "t": "2024-01-02T14:30:00Z", "of the future": [1]},
+        {"T": "q", "S": "IBM", "bp": 1, "ap": 2, "t": "2024-01-02T14:30:00Z"},
+        {"T": "c", "S": "AAPL", "x": "V", "t": "2024-01-02T14:30:00Z"},
+    ]
+    stack.upstream.send(items)
+    wait_until(lambda: len(listener.items) == 3, "everything arrives")
+    assert listener.items == items
+    assert stack.feed().items == {"t": 1, "q": 1, "c": 1}
+
+
+def test_options_and_news_have_connections_of_their_own(stack: Stack) -> None:
+    topics = [("options", "trades", "AAPL240315C00172500"), ("news", "news", "AAPL")]
+    listener = start_with_listener(stack, topics)
+    wait_until(lambda: len(stack.upstream.open) == 2, "both are open")
+    codecs = {session.path: session.codec for session in stack.upstream.open}
+    assert codecs == {"/v1beta1/indicative": StreamCodec.MSGPACK, "/v1beta1/news": StreamCodec.JSON}
+    wait_until(lambda: all(len(session.messages) > 1 for session in stack.upstream.open), "both are subscribed")
+    news = {"T": "n", "id": 1, "headline": "…", "symbols": ["IBM", "AAPL"], "created_at": "2024-01-02T14:30:00Z"}
+    stack.upstream.send([news], "/v1beta1/news")
+    wait_until(lambda: listener.items, "the news arrives")
+    assert listener.items == [news]
+
+
+def test_a_topic_that_no_upstream_serves_is_refused_and_nothing_held(stack: Stack) -> None:
+    hub = stack.start_hub()
+    for topic in (("futures", "bars", "ES"), ("stocks", "bars", "no symbol")):
+        with pytest.raises(ConfigError, match=r"'futures' is not a feed|'no symbol' is not a symbol"):
+            hub.hold("client", [("stocks", "bars", "AAPL"), topic])
+    assert hub.status().clients == 0

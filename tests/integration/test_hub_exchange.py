@@ -28,7 +28,7 @@ from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.feeds.recorded import Recording
 from dry_work.hub.service import HubService
-from dry_work.hub.upstreams.alpaca_data import FeedStatus
+from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.market.messages import Bar, BarBatch, Envelope, Watermark
 from dry_work.wire.pubsub import parse_message
 

@@ -142,14 +142,16 @@ def test_a_refused_handshake_has_its_kind(status: int, kind: ErrorKind) -> None:
 
 
 def test_each_feed_has_its_endpoint_and_topic() -> None:
-    stocks, crypto = build_feeds(stock_feed="sip", market_topic="m", crypto_topic="c")
+    stocks, crypto, options, news = build_feeds(stock_feed="sip", market_topic="m", crypto_topic="c")
     assert (stocks.path, stocks.topic) == ("/v2/sip", "m")
     assert (crypto.path, crypto.topic) == ("/v1beta3/crypto/us", "c")
+    assert (options.path, options.topic, options.needs_msgpack) == ("/v1beta1/indicative", "", True)
+    assert (news.path, news.topic) == ("/v1beta1/news", "")
 
 
 def test_an_unknown_feed_is_refused_with_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"'otc' is not a stock feed .*iex, sip"):
-        build_feeds(stock_feed="otc", market_topic="m", crypto_topic="c")
+    with pytest.raises(ConfigError, match=r"'boats' is not a stock feed .*iex, sip"):
+        build_feeds(stock_feed="boats", market_topic="m", crypto_topic="c")
 
 
 def test_stocks_and_crypto_cannot_share_a_topic() -> None:
@@ -248,3 +250,8 @@ def test_each_watermark_counts_the_different_bars_since_the_one_before(messages:
             seen.clear()
         else:
             seen[message.symbol, message.ts_event_ns] += 1
+
+
+def test_an_option_feed_is_one_of_two() -> None:
+    with pytest.raises(ConfigError, match="'sip' is not an option feed: one of indicative, opra"):
+        build_feeds(stock_feed="iex", option_feed="sip", market_topic="m", crypto_topic="c")

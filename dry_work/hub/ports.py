@@ -1,0 +1,84 @@
+"""What the parts of the hub know of each other. Everything here is called in the hub's event loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from dry_work.clock import Clock
+from dry_work.hub.bus import Bus
+from dry_work.hub.events import Topic
+
+
+class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One interface of the hub at one moment, and its counts since the start."""
+
+    name: str  # pubsub, nats, redis, websocket, grpc
+    is_ready: bool = True  # what it depends on (its server, its port) is there
+    clients: int = 0
+    offered: int = 0  # events for its clients; = delivered + conflated + dropped + waiting
+    delivered: int = 0
+    conflated: int = 0
+    dropped: int = 0
+    waiting: int = 0
+    error: str = ""  # why it is not ready, or the last failure
+
+
+class Sink(Protocol):
+    """One interface of the hub: it takes what clients want, and gives them events."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Open the interface. A server that is not there is tried on, in the background.
+
+        Raises:
+            ConfigError: it cannot be opened as it is set up.
+        """
+
+    async def stop(self, timeout_s: float) -> None:
+        """Deliver what waits, at most `timeout_s` seconds long, and close. May be called twice."""
+
+    def status(self) -> SinkStatus:
+        """Return the interface as it is now."""
+
+
+class OrderAccount(Protocol):
+    """An account whose orders go through the hub. Its methods run in a thread of their own and return when done."""
+
+    environment: str  # paper or live
+    account_id: str  # Alpaca's id, empty until it is known
+    account_number: str
+
+    async def call(self, method: str, path: str, data: Mapping[str, Any] | None = None) -> Any:
+        """Send one request of Alpaca's trading API and return the decoded answer; `path` is without its version.
+
+        Raises:
+            BrokerError: as `dry_work.alpaca.trading.TradingApi.call`.
+        """
+
+
+class HubPort(Protocol):
+    """The hub, as its interfaces see it."""
+
+    bus: Bus
+    clock: Clock
+    rng: random.Random
+
+    def hold(self, client: str, topics: Iterable[Topic]) -> None:
+        """Note that `client` wants `topics` too; those that nobody wanted before are subscribed upstream.
+
+        Order updates flow whether held or not. A client that holds nothing more for good is let go of with `release`.
+
+        Raises:
+            ConfigError: for a topic that no upstream of this hub serves. Nothing is held then.
+        """
+
+    def release(self, client: str, topics: Iterable[Topic] | None = None) -> None:
+        """Let go of `topics` (None: all) of `client`; those that nobody wants any more are unsubscribed."""
+
+    def account(self, environment: str) -> OrderAccount | None:
+        """Return the account of `paper` or `live`; None when the hub has no credentials for it."""
