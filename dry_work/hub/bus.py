@@ -58,6 +58,7 @@ class Bus:
         ts_recv_ns: int,
         event_id: str = "",
         symbols: tuple[str, ...] = (),
+        raw: bytes = b"",
     ) -> HubEvent:
         """Number an event, remember it and offer it to its readers; return it.
 
@@ -66,6 +67,7 @@ class Bus:
             item: the upstream's, unchanged; the caller gives it away.
             event_id: of an order update.
             symbols: of news, all of them.
+            raw: of an order update, the upstream's own JSON text.
         """
         offset = self._offsets[feed] + 1
         self._offsets[feed] = offset
@@ -79,6 +81,7 @@ class Bus:
             ts_recv_ns=ts_recv_ns,
             event_id=event_id,
             symbols=symbols,
+            raw=raw,
         )
         self._history[feed].append(event)
         self.published[feed, channel] += 1

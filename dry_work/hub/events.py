@@ -52,6 +52,7 @@ class HubEvent(msgspec.Struct, kw_only=True, eq=False, gc=False):
     ts_recv_ns: int
     event_id: str = ""  # of an order update: the same for every delivery
     symbols: tuple[str, ...] = ()  # of news: all
+    raw: bytes = b""  # of an order update: the upstream's own JSON, when it came as such
     encoded: dict[object, Any] = {}
 
     def encode(self, form: object, encode: Callable[[HubEvent], Any]) -> Any:

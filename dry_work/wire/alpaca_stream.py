@@ -43,7 +43,10 @@ ERROR_MESSAGES = {
     406: "connection limit exceeded",
     407: "slow client",
     409: "insufficient subscription",
+    408: "v2 not enabled",
     410: "invalid subscribe action for this feed",
+    411: "insufficient scope",
+    412: "option messages are only available in MsgPack format",
     500: "internal error",
 }
 
@@ -270,6 +273,12 @@ def join_items(
 
     Every frame has at least one item, and no more than `limit_bytes` when its items allow it.
     """
+    for frame in join_bytes(items, codec, limit_bytes=limit_bytes):
+        yield frame.decode() if codec is StreamCodec.JSON else frame
+
+
+def join_bytes(items: Iterable[bytes], codec: StreamCodec, *, limit_bytes: int = FRAME_LIMIT_BYTES) -> Iterator[bytes]:
+    """Yield the same frames as bytes, those of JSON too."""
     batch: list[bytes] = []
     size = 8
     for item in items:
@@ -385,9 +394,9 @@ def _encode_json_value(value: object) -> str:
     raise TypeError(f"{type(value).__name__} cannot be encoded")
 
 
-def _join_frame(items: list[bytes], codec: StreamCodec) -> bytes | str:
+def _join_frame(items: list[bytes], codec: StreamCodec) -> bytes:
     if codec is StreamCodec.JSON:
-        return (b"[" + b",".join(items) + b"]").decode()
+        return b"[" + b",".join(items) + b"]"
     header = msgpack.Packer().pack_array_header(len(items))
     return b"".join((header, *items))
 
