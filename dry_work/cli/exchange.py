@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import click
 
@@ -12,10 +13,15 @@ from dry_work.errors import ConfigError
 
 if TYPE_CHECKING:
     from dry_work.cli.signals import StopWaiter
+    from dry_work.exchange.assets import AssetBook
+    from dry_work.exchange.corporate_actions import CorporateActions
     from dry_work.exchange.faults import Fault
+    from dry_work.exchange.news import NewsFeed
     from dry_work.exchange.server import ExchangeServer
     from dry_work.feeds.recorded import Recording
     from dry_work.feeds.recorded_ticks import TickRecording
+
+_Read = TypeVar("_Read")
 
 _DEFAULT_SYMBOLS = ("AAPL", "MSFT", "SPY", "BTC/USD", "ETH/USD")
 _PROGRESS_S = 5.0
@@ -80,6 +86,13 @@ _LOOK_S = 0.5
     help="Credentials to admit, each with its own account. May be repeated. Default: any.",
 )
 @click.option(
+    "--accounts",
+    type=click.IntRange(0, 1000),
+    metavar="N",
+    help="Sub-accounts that a Broker API key begins with; POST /v1/accounts opens more. With --key their ids are "
+    "printed. Default: 1.",
+)
+@click.option(
     "--connections",
     type=click.IntRange(min=1),
     metavar="N",
@@ -127,6 +140,52 @@ _LOOK_S = 0.5
     help="Take orders that would trade with the account's own; Alpaca refuses them.",
 )
 @click.option(
+    "--partial-fills",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="RATE",
+    help="Share of the market, limit and stop-limit orders for more than one share that get a part first, by chance; "
+    "about 0.1 in Alpaca's paper accounts. Only with --rules alpaca.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of the chance of --partial-fills: the same seed cuts the same orders in the same way.",
+)
+@click.option(
+    "--assets",
+    "assets_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What may be done with the assets, as `GET /v2/assets` answers it: status, tradable, shortable, "
+    "easy_to_borrow, fractionable, attributes (overnight_tradable). Only what differs has to be there. Only with "
+    "--rules alpaca.",
+)
+@click.option(
+    "--no-options",
+    is_flag=True,
+    help="Trade no synthetic options of the stocks, only options that are recorded themselves.",
+)
+@click.option(
+    "--news",
+    default=None,
+    metavar="FILE|synthetic|none",
+    help="Articles as `/v1beta1/news` answers them, as JSON or one a line; or made-up ones, which say so. Default: "
+    "synthetic without --data, otherwise none.",
+)
+@click.option(
+    "--corporate-actions",
+    "actions",
+    default=None,
+    metavar="FILE|synthetic|none",
+    help="Corporate actions as `/v1/corporate-actions` answers them; they are told, not carried out. Default: "
+    "synthetic without --data, otherwise none.",
+)
+@click.option(
     "--faults",
     "faults_file",
     type=click.Path(path_type=Path),
@@ -137,8 +196,8 @@ _LOOK_S = 0.5
     "--state-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Keep a log of all orders and other changes there, and go on from it after a stop or a crash. Default: a new "
-    "exchange at every start.",
+    help="Keep a log of all orders and other changes and the faults there, and go on from it after a stop or a "
+    "crash. Default: a new exchange at every start.",
 )
 @click.pass_context
 def command(
@@ -154,6 +213,7 @@ def command(
     host: str,
     port: int,
     keys: tuple[str, ...],
+    accounts: int | None,
     connections: int | None,
     stale_s: float,
     stream_symbols: int | None,
@@ -161,6 +221,12 @@ def command(
     races: bool,
     matching: Literal["bars", "volume", "ticks"],
     wash_trades: bool,
+    partial_fills: float,
+    seed: int,
+    assets_file: Path | None,
+    no_options: bool,
+    news: str | None,
+    actions: str | None,
     faults_file: Path | None,
     state_dir: Path | None,
 ) -> None:
@@ -177,8 +243,11 @@ def command(
         dry-work exchange --key MYKEY:mysecret --connections 1 --requests-per-minute 200
     """
     from dry_work.cli.signals import StopWaiter
+    from dry_work.exchange.assets import AssetBook
     from dry_work.exchange.data_sockets import StreamLimits
+    from dry_work.exchange.offerings import Offerings
     from dry_work.exchange.server import ExchangeServer
+    from dry_work.exchange.sub_accounts import build_sub_account_ids
     from dry_work.observability.logging import set_up_logging
     from dry_work.settings import parse_cash, parse_speed
 
@@ -191,6 +260,14 @@ def command(
     if skip_gaps and data_speed is None:
         raise ConfigError("--skip-gaps has no effect with --speed max, where nights take no time: leave it out")
     recording, ticks = _open_recording(data, symbols_file)
+    offerings = Offerings(
+        options=not no_options,
+        assets=_read_assets(assets_file) or AssetBook(),
+        partial_fills=partial_fills,
+        seed=seed,
+        news=_open_news(news or ("none" if data else "synthetic"), recording),
+        actions=_open_actions(actions or ("none" if data else "synthetic"), recording),
+    )
     with StopWaiter() as waiter:
         server = ExchangeServer(
             recording,
@@ -202,6 +279,7 @@ def command(
             host=host,
             port=port,
             keys=secrets,
+            accounts=1 if accounts is None else accounts,
             limits=StreamLimits(
                 connections=connections, trade_connections=connections, stale_s=stale_s, symbols=stream_symbols
             ),
@@ -209,6 +287,7 @@ def command(
             changes_in_flight=races,
             matching=matching,
             wash_trades=wash_trades,
+            offerings=offerings,
             faults=_read_faults(faults_file),
             skip_gaps=skip_gaps,
             state_dir=state_dir,
@@ -230,6 +309,9 @@ def command(
                 )
             if secrets is None:
                 click.echo("any credentials are admitted; --key ID:SECRET admits only those named")
+            for key_id in secrets or ():
+                for account_id in build_sub_account_ids(key_id, accounts or 0):
+                    click.echo(f"Broker API: ALPACA_ACCOUNT_ID={account_id} with key {key_id}")
             code = _show_progress(server, waiter)
         finally:
             server.stop()
@@ -284,18 +366,44 @@ def _open_recording(data: tuple[str, ...], symbols_file: Path | None) -> tuple[R
 
 
 def _read_faults(path: Path | None) -> list[Fault]:
-    from dry_work.errors import CodecError
     from dry_work.exchange.faults import parse_faults
     from dry_work.wire.alpaca_rest import parse_json
 
-    if path is None:
-        return []
+    return [] if path is None else _read_file("--faults", path, lambda data: parse_faults(parse_json(data)))
+
+
+def _read_assets(path: Path | None) -> AssetBook | None:
+    from dry_work.exchange.assets import parse_assets
+    from dry_work.wire.alpaca_rest import parse_json
+
+    return None if path is None else _read_file("--assets", path, lambda data: parse_assets(parse_json(data)))
+
+
+def _open_news(place: str, recording: Recording) -> NewsFeed:
+    from dry_work.exchange.news import NewsFeed, make_news, parse_news
+
+    if place in ("none", "synthetic"):
+        return NewsFeed() if place == "none" else make_news(recording)
+    return _read_file("--news", Path(place), parse_news)
+
+
+def _open_actions(place: str, recording: Recording) -> CorporateActions:
+    from dry_work.exchange.corporate_actions import CorporateActions, make_actions, parse_actions
+
+    if place in ("none", "synthetic"):
+        return CorporateActions() if place == "none" else make_actions(recording)
+    return _read_file("--corporate-actions", Path(place), parse_actions)
+
+
+def _read_file(option: str, path: Path, parse: Callable[[bytes], _Read]) -> _Read:
+    from dry_work.errors import CodecError
+
     try:
-        return parse_faults(parse_json(path.read_bytes()))
+        return parse(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"--faults {path} cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror or error}") from None
     except CodecError as error:
-        raise ConfigError(f"--faults {path}: {error.reason}") from None
+        raise ConfigError(f"{option} {path}: {error.reason}") from None
 
 
 def _parse_keys(texts: tuple[str, ...]) -> dict[str, str] | None:

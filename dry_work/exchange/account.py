@@ -11,7 +11,7 @@ from decimal import ROUND_DOWN, ROUND_UP, Context, Decimal, localcontext
 
 import msgspec
 
-from dry_work.market.symbols import is_crypto
+from dry_work.market.symbols import is_crypto, is_option
 
 ZERO = Decimal(0)
 
@@ -25,6 +25,25 @@ STOCK_MARGIN_RATE = Decimal("0.5")
 SHORT_RESERVE_FACTOR = Decimal("1.03")
 MARGIN_MIN_EQUITY = Decimal(2000)
 MARGIN_MULTIPLIER = 2
+OPTION_SIZE = Decimal(100)  # shares of a contract
+OPTION_LEVEL = 3  # that an account is approved for
+_ONE = Decimal(1)
+_SHORTEST_OPTION = 16  # characters of the shortest symbol of a contract; no stock or pair has as many
+
+
+def is_contract(symbol: str) -> bool:
+    """Tell whether a symbol is an option's; quick, as it is asked at every valuation."""
+    return len(symbol) >= _SHORTEST_OPTION and is_option(symbol)
+
+
+def contract_size(symbol: str) -> Decimal:
+    """Return what the price of a unit is multiplied with: 100 for options."""
+    return OPTION_SIZE if is_contract(symbol) else _ONE
+
+
+def put_collateral(symbol: str, qty: Decimal) -> Decimal:
+    """Return the cash that secures `qty` short puts, 0 for calls."""
+    return Decimal(int(symbol[-8:])) / 1000 * OPTION_SIZE * qty if symbol[-9] == "P" else ZERO
 
 
 def truncate_qty(qty: Decimal) -> Decimal:
@@ -108,12 +127,20 @@ class Account:
         """Return the signed value of the position at `prices`."""
         position = self._positions[symbol]
         with localcontext(EXACT):
-            return position.qty * prices.get(symbol, position.avg_entry_price)
+            return position.qty * prices.get(symbol, position.avg_entry_price) * contract_size(symbol)
+
+    def contracts(self) -> list[tuple[str, Decimal]]:
+        """Return the options that are held, with their signed quantities."""
+        return [(symbol, found.qty) for symbol, found in self._positions.items() if found.qty and is_contract(symbol)]
 
     def book(self, symbol: str, change: Decimal, price: Decimal, cash_change: Decimal) -> None:
         """Enter a fill: the position changes by `change` at `price`, the cash by `cash_change`."""
         self.position(symbol).apply(change, price)
         self.cash = EXACT.add(self.cash, cash_change)
+
+    def charge(self, amount: Decimal) -> None:
+        """Take a commission from the cash."""
+        self.cash = EXACT.subtract(self.cash, amount)
 
 
 class _FloatPosition:
@@ -187,6 +214,11 @@ class BacktraderAccount(Account):
         self._float_cash = float(cash)
         self._float_positions: dict[str, _FloatPosition] = {}
 
+    def charge(self, amount: Decimal) -> None:
+        """Take a commission from the cash of both books."""
+        super().charge(amount)
+        self._float_cash -= float(amount)
+
     def begin_check(self) -> FundsCheck:
         """Begin to check the funds of the orders that were made since the last slice."""
         return FundsCheck(self._float_cash, self._float_positions)
@@ -228,7 +260,7 @@ class BacktraderAccount(Account):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What an open order keeps from being spent: its value in money, and whether it buys."""
+    """What an open order keeps from being spent: its value in money, and whether that is cash, as of what it buys."""
 
     symbol: str
     value: Decimal
@@ -241,14 +273,14 @@ class BuyingPower(msgspec.Struct, frozen=True, kw_only=True):
     equity: Decimal
     multiplier: int
     marginable: Decimal  # on stocks
-    non_marginable: Decimal  # on crypto
+    non_marginable: Decimal  # on crypto and options
 
 
 class AlpacaAccount(Account):
     """An account with Alpaca's buying power and crypto fees.
 
-    From 2,000 dollars of equity on it is a margin account: stocks need half of their value, crypto all of it, and
-    buying power is twice the free equity. Below that it is a cash account that may not sell short.
+    From 2,000 dollars of equity on it is a margin account: stocks need half of their value, crypto and options all of
+    it, and buying power is twice the free equity. Below that it is a cash account that may not sell short.
     """
 
     def buying_power(
@@ -263,9 +295,15 @@ class AlpacaAccount(Account):
             equity = self.equity(prices)
             multiplier = min(MARGIN_MULTIPLIER, max_multiplier) if equity >= MARGIN_MIN_EQUITY else 1
             needed = ZERO
-            for symbol in self._positions:
-                needed += abs(self.market_value(symbol, prices)) * _margin_rate(symbol, multiplier)
             cash = self.cash
+            for symbol, position in self._positions.items():
+                value = self.market_value(symbol, prices)
+                if value < 0 and is_contract(symbol):  # a call is covered by shares, a put by cash
+                    collateral = put_collateral(symbol, -position.qty)
+                    needed += max(collateral + value, ZERO)
+                    cash -= collateral
+                else:
+                    needed += abs(value) * _margin_rate(symbol, multiplier)
             for reservation in reservations:
                 needed += reservation.value * _margin_rate(reservation.symbol, multiplier)
                 if reservation.buys:
@@ -294,7 +332,7 @@ def settle_fill(symbol: str, change: Decimal, price: Decimal) -> tuple[Decimal, 
     """Return what a fill at Alpaca changes: the position, at which price, and the cash."""
     coins, money = fill_fee(symbol, change, price)
     with localcontext(EXACT):
-        return change - coins, price, -change * price - money
+        return change - coins, price, -change * price * contract_size(symbol) - money
 
 
 def fill_fee(symbol: str, change: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
@@ -308,4 +346,4 @@ def fill_fee(symbol: str, change: Decimal, price: Decimal) -> tuple[Decimal, Dec
 
 
 def _margin_rate(symbol: str, multiplier: int) -> Decimal:
-    return Decimal(1) if is_crypto(symbol) or multiplier == 1 else STOCK_MARGIN_RATE
+    return _ONE if multiplier == 1 or is_crypto(symbol) or is_contract(symbol) else STOCK_MARGIN_RATE

@@ -2,7 +2,7 @@
 
 - Open orders hold money or shares back. A group's exits hold their shares once; legs whose entry is not filled hold
   nothing beside the entry. An order to sell short counts at 1.03 times the last price, or at its limit when that is
-  more.
+  more. A short call holds the shares that cover it.
 - Wash trades: a simple order is refused while a simple order of the other side is open in its symbol, when one of the
   two is a market or stop order, or when their limits cross. Trailing stops, brackets, oto and oco orders are exempt.
 - Exits stand at least a cent from the entry's limit (in an oco pair the stop exit from the profit exit), for entries
@@ -20,16 +20,20 @@ from zoneinfo import ZoneInfo
 from msgspec.structs import replace
 
 from dry_work.clock import SECOND_NS
-from dry_work.exchange import order_rules
+from dry_work.exchange import option_rules, order_rules
 from dry_work.exchange.account import (
+    OPTION_SIZE,
     SHORT_RESERVE_FACTOR,
     ZERO,
     Account,
     AlpacaAccount,
     BuyingPower,
     Reservation,
+    contract_size,
+    is_contract,
     truncate_qty,
 )
+from dry_work.exchange.assets import AssetBook
 from dry_work.exchange.book import Book, OpenOrder
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.market.symbols import is_crypto
@@ -47,10 +51,14 @@ class AlpacaChecks:
     Args:
         prices: the last price by symbol, kept by the venue.
         refuse_wash_trades: False takes orders that would trade with the account's own.
+        assets: what may be done with assets.
     """
 
-    def __init__(self, *, prices: Mapping[str, Decimal], refuse_wash_trades: bool) -> None:
+    def __init__(
+        self, *, prices: Mapping[str, Decimal], refuse_wash_trades: bool, assets: AssetBook | None = None
+    ) -> None:
         self._prices = prices
+        self._assets = assets or AssetBook()
         self._refuse_wash_trades = refuse_wash_trades
 
     def check(
@@ -58,6 +66,7 @@ class AlpacaChecks:
     ) -> tuple[OrderRequest, Decimal | None]:
         """Refuse what asset class, hour or account forbid; return the request as taken, and its price if known."""
         order_rules.check_alpaca_request(request)
+        order_rules.check_asset(request, self._assets.traits(request.symbol))
         _check_hour(request, now_ns)
         if is_crypto(request.symbol) and request.qty is not None:
             request = replace(request, qty=truncate_qty(request.qty))
@@ -132,10 +141,15 @@ class AlpacaChecks:
                 assert qty is not None
                 raise order_rules.build_no_quantity(request.symbol, requested=qty, existing=existing, held=held_back)
             return
+        if is_contract(request.symbol):
+            self._check_option(book, request, price, instead_of)
+            return
         power = self.buying_power(book, without=instead_of)
         is_whole = request.qty is not None and order_rules.is_whole(request.qty)
         if request.side is Side.SELL and (power.multiplier == 1 or not is_whole):
             raise order_rules.build_no_short(is_whole=is_whole)
+        if request.side is Side.SELL:
+            order_rules.check_borrow(request, self._assets.traits(request.symbol))
         cost = request.notional
         if cost is None and price is not None and qty is not None:
             cost = qty * price
@@ -145,6 +159,26 @@ class AlpacaChecks:
         available = power.non_marginable if is_crypto(request.symbol) else power.marginable
         if cost > available:
             raise order_rules.build_no_buying_power(request.symbol, cost=cost, available=available)
+
+    def _check_option(
+        self, book: Book, request: OrderRequest, price: Decimal | None, instead_of: OpenOrder | None
+    ) -> None:
+        assert request.qty is not None
+        buys = request.side is Side.BUY
+        option_rules.check_level(book.settings, opens=True, buys=buys)
+        cash = self.buying_power(book, without=instead_of).non_marginable
+        if buys:
+            if price is not None:
+                option_rules.refuse_cost(request.qty * price * OPTION_SIZE, cash)
+            return
+        stock = _find_underlying(book, request.symbol)
+        shares = book.account.qty(stock)
+        free = shares - held_qty(book, stock, without=instead_of)
+        option_rules.check_cover(request, request.qty, shares=shares, free_shares=free, cash=cash)
+
+    def free_shares(self, book: Book, symbol: str) -> Decimal:
+        """Return the shares of a stock that the account has and nothing holds, at least 0."""
+        return max(book.account.qty(symbol) - held_qty(book, symbol), ZERO)
 
     def estimate_qty(self, request: OrderRequest) -> Decimal | None:
         """Return the quantity of a request, of one by value what the value buys at the last price, if that is known."""
@@ -165,8 +199,10 @@ class AlpacaChecks:
         """Tell whether an order that was made before its symbol had a price can be paid at `price`."""
         order = entry.order
         power = self.buying_power(book)
-        available = power.non_marginable if is_crypto(order.symbol) else power.marginable
-        return (entry.remaining * price if order.notional is None else order.notional) <= available
+        is_cash = is_crypto(order.symbol) or is_contract(order.symbol)
+        available = power.non_marginable if is_cash else power.marginable
+        cost = entry.remaining * price * contract_size(order.symbol) if order.notional is None else order.notional
+        return cost <= available
 
 
 def held_qty(book: Book, symbol: str, *, without: OpenOrder | None = None) -> Decimal:
@@ -174,7 +210,10 @@ def held_qty(book: Book, symbol: str, *, without: OpenOrder | None = None) -> De
     if not book.account.qty(symbol):
         return ZERO
     closing = Side.SELL if book.account.qty(symbol) > 0 else Side.BUY
-    return sum(
+    covering = ZERO
+    if closing is Side.SELL and not is_crypto(symbol) and not is_contract(symbol):
+        covering = option_rules.covering_shares(book, symbol, without=without)
+    return covering + sum(
         (
             max(part.remaining for part in _with_successor(entry))
             for entry in book.pending
@@ -214,9 +253,10 @@ def _reservations(book: Book, without: OpenOrder | None) -> Iterable[Reservation
         if entry.is_done or entry is without or not opens_position(book.account, order):
             continue
         parts = _with_successor(entry)
-        values = [value for value in map(_value, parts) if value is not None]
+        is_option = is_contract(order.symbol)
+        values = [v for v in map(option_rules.order_value if is_option else _value, parts) if v is not None]
         if values:
-            yield Reservation(order.symbol, max(values), order.side is Side.BUY)
+            yield Reservation(order.symbol, max(values), is_option or order.side is Side.BUY)
 
 
 def _value(entry: OpenOrder) -> Decimal | None:
@@ -228,6 +268,12 @@ def _value(entry: OpenOrder) -> Decimal | None:
 
 def _with_successor(entry: OpenOrder) -> tuple[OpenOrder, ...]:
     return (entry,) if entry.successor is None else (entry, entry.successor)
+
+
+def _find_underlying(book: Book, contract: str) -> str:
+    """Return the stock of the account that a contract is of, else its root."""
+    root = contract[:-15]
+    return next((symbol for symbol in book.account.positions() if symbol.replace(".", "") == root), root)
 
 
 def _check_hour(request: OrderRequest, now_ns: int) -> None:

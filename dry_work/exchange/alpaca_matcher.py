@@ -18,6 +18,10 @@ What is refused at submit stands in `order_rules` (form, asset class) and `alpac
 - The stop of a buy order for stocks becomes a limit 4 % above it, from 50 dollars on 2.5 %, as at Alpaca.
 - A trailing stop sees the bar's best price only after its stop was tried; when the bar then closes behind the moved
   stop, it was hit in between. It triggers in regular hours only.
+- Orders for options are live in the session alone. With `partial_fills` an order for more than one share, at market or
+  with a limit, may get a part of what it would get at its first execution, by a chance that its id decides.
+- An order for extended hours sees bars from 04:00 to 20:00 in New York, and those of the night where its asset is
+  traded overnight.
 - A notional order buys or sells what its value buys at the price of its first execution.
 - There is no second look at the funds at execution, as the money was held back; only an order made before its symbol
   had a price is looked at when its first bar comes. Crypto pays 25 basis points in what is received.
@@ -37,11 +41,12 @@ from typing import Literal
 from msgspec.structs import replace
 
 from dry_work.clock import DAY_NS, HOUR_NS
-from dry_work.exchange import order_rules
-from dry_work.exchange.account import ZERO, AlpacaAccount, truncate_qty
+from dry_work.exchange import option_rules, order_rules
+from dry_work.exchange.account import ZERO, AlpacaAccount, is_contract, truncate_qty
 from dry_work.exchange.alpaca_checks import AlpacaChecks, is_exit, opens_position
 from dry_work.exchange.alpaca_groups import end_group, follow_fill, follow_trigger
 from dry_work.exchange.book import Book, OpenOrder
+from dry_work.exchange.chance import PartialFills, is_night
 from dry_work.exchange.matching import BarPrices, build_money, collar_stop, match_at_open, match_order
 from dry_work.exchange.tick_matcher import Tick, TickMatcher, TickSource
 from dry_work.exchange.trailing import follow_price, match_trail
@@ -69,6 +74,8 @@ class AlpacaMatcher:
         changes_in_flight: cancels and replacements may lose to a fill in the next slice.
         matching: `bars` fills whole orders; the others share out the bar's volume, `ticks` where there are none.
         ticks: recorded quotes and trades.
+        partial_fills: decides which orders get a part first.
+        is_overnight: tells whether a stock is traded in the night.
     """
 
     def __init__(
@@ -82,6 +89,8 @@ class AlpacaMatcher:
         changes_in_flight: bool,
         matching: Matching,
         ticks: TickSource | None,
+        partial_fills: PartialFills,
+        is_overnight: Callable[[str], bool],
     ) -> None:
         self._checks = checks
         self._bars = bars
@@ -91,11 +100,16 @@ class AlpacaMatcher:
         self._changes_in_flight = changes_in_flight
         self._ticks = ticks if matching == "ticks" else None
         self._shares_volume = matching != "bars"
+        self._partial_fills = partial_fills
+        self._is_overnight = is_overnight
 
     # Requests
 
     def submit(self, book: Book, request: OrderRequest, now_ns: int) -> VenueOrder:
         """Take an order whose request has passed the rules of both rule sets; return it as of its receipt."""
+        if is_contract(request.symbol):
+            order_rules.check_alpaca_request(request)
+            option_rules.check_hours(request, is_open=self._is_open(now_ns))
         request, price = self._checks.check(book, request, now_ns)
         is_live = is_crypto(request.symbol) or request.extended_hours or self._is_open(now_ns)
         status = OrderStatus.PENDING_NEW if is_live else OrderStatus.ACCEPTED
@@ -181,6 +195,7 @@ class AlpacaMatcher:
             trail_price=change.trail if by_price and change.trail is not None else order.trail_price,
             trail_percent=order.trail_percent if by_price or change.trail is None else change.trail,
             extended_hours=order.extended_hours,
+            commission=None if entry.executions else order.commission,
         )
 
     def cancel(self, book: Book, entry: OpenOrder, now_ns: int) -> None:
@@ -266,7 +281,7 @@ class AlpacaMatcher:
         if in_session and order.status == OrderStatus.ACCEPTED:
             entry.order = replace(order, submitted_ns=now_ns)
             book.set_status(entry, OrderStatus.NEW, now_ns)
-        if bar is not None and entry.order.status != OrderStatus.ACCEPTED and self._may_match(order, bar):
+        if bar is not None and entry.order.status != OrderStatus.ACCEPTED and self._may_match(book, order, bar):
             if entry.closing_ns:
                 entry.closing_price = bar.close if bar.start_ns < entry.closing_ns else entry.closing_price
             elif bar.end_ns > entry.active_ns and not was_matched:
@@ -307,7 +322,8 @@ class AlpacaMatcher:
             self._expire(book, entry, now_ns)
             return False
         is_open = self._is_open(tick.time_ns)
-        if not (is_crypto(order.symbol) or order.extended_hours or is_open):
+        in_hours = order.extended_hours and self._is_extended(book, order, tick.time_ns)
+        if not (is_crypto(order.symbol) or in_hours or is_open):
             return False
         if order.status == OrderStatus.ACCEPTED:
             entry.order = replace(order, submitted_ns=now_ns)
@@ -337,7 +353,7 @@ class AlpacaMatcher:
                 return
         if price is not None:
             fix_notional(book, entry, price)
-            qty = self._take_volume(entry, bar, offers)
+            qty = self._partial_fills.cut(entry, self._take_volume(entry, bar, offers))
             if qty:
                 execute(book, entry, qty, price, fill_ns=bar.end_ns, now_ns=now_ns)
         if was_hit:
@@ -365,8 +381,15 @@ class AlpacaMatcher:
         if not entry.is_done:
             book.set_status(entry, OrderStatus.CANCELED, now_ns)
 
-    def _may_match(self, order: VenueOrder, bar: BarPrices) -> bool:
-        return is_crypto(order.symbol) or order.extended_hours or self._is_open(bar.start_ns)
+    def _may_match(self, book: Book, order: VenueOrder, bar: BarPrices) -> bool:
+        if order.extended_hours and not is_crypto(order.symbol):
+            return self._is_extended(book, order, bar.start_ns)
+        return is_crypto(order.symbol) or self._is_open(bar.start_ns)
+
+    def _is_extended(self, book: Book, order: VenueOrder, time_ns: int) -> bool:
+        if not is_night(time_ns):
+            return True
+        return self._is_overnight(order.symbol) and not book.settings.disable_overnight_trading
 
     def _expiry_ns(self, order: VenueOrder, now_ns: int) -> int | None:
         if order.time_in_force is TimeInForce.GTC and not is_crypto(order.symbol):

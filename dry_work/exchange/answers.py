@@ -40,7 +40,7 @@ ALPACA_BUDGET = 200  # requests a minute and account, what Alpaca grants
 # Answers a request by a call of its second argument, or in another way.
 Disturb = Callable[[web.Request, Callable[[], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]]
 
-_MARKET_DATA = ("/v2/stocks/", "/v1beta3/crypto/")
+_MARKET_DATA = ("/v2/stocks/", "/v1beta3/crypto/", "/v1beta1/", "/v1/corporate-actions")
 _UNCOUNTED = "/dry-work/"  # the exchange's own control API
 
 
@@ -134,12 +134,15 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
 
 
 def authorize(credentials: Credentials, request: web.Request) -> str:
-    """Return the key id of a request to the trading API.
+    """Return whose account a request is about: the key's own, or the sub-account that its path names.
 
     Raises:
-        RefusedError: 401, without good credentials.
+        RefusedError: 401, without good credentials, and for an account that is not the key's.
     """
     key_id = credentials.admit_headers(request.headers)
+    account_id = request.match_info.get("account_id")
+    if key_id is not None and account_id is not None:
+        key_id = credentials.sub_accounts.find(key_id, account_id)
     if key_id is None:
         raise RefusedError(401, CODE_UNAUTHORIZED, "request is not authorized")
     return key_id

@@ -112,6 +112,7 @@ class Book:
             updated_ns=now_ns,
             submitted_ns=now_ns,
             replaces=replaces,
+            commission=request.commission,
         )
         entry = OpenOrder(order, request.qty or ZERO)
         self.orders[order.id] = entry
@@ -194,6 +195,8 @@ class Book:
         if before.filled_avg_price is not None:
             average = (before.filled_avg_price * before.filled_qty + price * qty) / filled_qty
         entry.remaining = EXACT.subtract(entry.remaining, qty)
+        if before.commission and not entry.executions:
+            self.account.charge(before.commission)
         entry.executions += 1
         is_complete = not entry.remaining
         entry.order = replace(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -40,12 +41,17 @@ class LogHeader(_Record, frozen=True, kw_only=True):
     matching: str = "bars"
     ticks: str = ""  # fingerprint of the trades and quotes, where orders are matched against them
     wash_trades: bool = False  # are taken
+    options: bool = False  # synthetic chains trade
+    assets: str = ""  # fingerprint of the list of assets
+    partial_fills: float = 0.0
+    seed: int = 0
 
 
 class OpenAccount(_Record, frozen=True, kw_only=True):
-    """Open the account of a key at its first use."""
+    """Open the account of a key at its first use, or a sub-account, with what its owner was told to be."""
 
     key_id: str
+    details: dict[str, Any] = {}
 
 
 class Submit(_Record, frozen=True, kw_only=True):
@@ -89,6 +95,13 @@ class ClosePosition(_Record, frozen=True, kw_only=True):
     symbol: str
     qty: Decimal | None = None
     percentage: Decimal | None = None
+
+
+class Exercise(_Record, frozen=True, kw_only=True):
+    """Exercise a position in options."""
+
+    key_id: str
+    symbol: str
 
 
 class ChangeSettings(_Record, frozen=True, kw_only=True):
@@ -175,6 +188,7 @@ Command = (
     | Cancel
     | CancelAll
     | ClosePosition
+    | Exercise
     | ChangeSettings
     | SetWatchlist
     | DeleteWatchlist

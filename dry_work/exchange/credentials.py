@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from dry_work.clock import Clock
+from dry_work.exchange.sub_accounts import SEPARATOR, SubAccounts
 
 KEY_HEADER = "APCA-API-KEY-ID"
 SECRET_HEADER = "APCA-API-SECRET-KEY"  # noqa: S105 - the name of a header
@@ -37,9 +38,18 @@ class Credentials:
     Args:
         keys: secret by key id; None admits any pair that is not empty.
         open_account: called once for each key id, before its first use.
+        sub_accounts: those that the keys trade for.
     """
 
-    def __init__(self, keys: Mapping[str, str] | None, *, open_account: Callable[[str], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        keys: Mapping[str, str] | None,
+        *,
+        open_account: Callable[[str], None],
+        sub_accounts: SubAccounts,
+        clock: Clock,
+    ) -> None:
+        self.sub_accounts = sub_accounts
         self._keys = None if keys is None else dict(keys)
         self._open_account = open_account
         self._clock = clock
@@ -50,6 +60,8 @@ class Credentials:
     def admit(self, key_id: object, secret: object) -> bool:
         """Tell whether key and secret are good; opens the key's account at its first use."""
         if not isinstance(key_id, str) or not isinstance(secret, str) or not key_id or not secret:
+            return False
+        if SEPARATOR in key_id:  # the name of a sub-account, which has no credentials
             return False
         if self._keys is not None:
             known = self._keys.get(key_id, "")
@@ -62,7 +74,9 @@ class Credentials:
         return True
 
     def restore(self, key_ids: Iterable[str]) -> None:
-        """Take note of keys that have their accounts already, as if they had been heard of now."""
+        """Take note of accounts that are there already, as if their keys had been heard of now."""
+        key_ids = list(key_ids)
+        self.sub_accounts.restore(key_ids)
         for key_id in key_ids:
             self._opened.add(key_id)
             self._seen_s[key_id] = self._clock.monotonic()

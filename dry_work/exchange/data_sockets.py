@@ -1,9 +1,12 @@
-"""The market-data WebSocket: sessions in Alpaca's dialect, stocks and crypto. Event-loop only."""
+"""The market-data WebSocket: sessions in Alpaca's dialect; stocks, crypto, options and news. Event-loop only.
+
+Sessions for options speak MessagePack alone. Their quotes are subscribed by name, not all at once, as at Alpaca.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +23,7 @@ from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
 from dry_work.exchange.tape import Tick
 from dry_work.market.messages import Bar
-from dry_work.market.symbols import is_crypto, is_symbol
+from dry_work.market.symbols import is_crypto, is_option, is_symbol
 from dry_work.wire.alpaca_stream import (
     CRYPTO_CHANNELS,
     IMPLIED_CHANNELS,
@@ -42,6 +45,10 @@ _log = structlog.get_logger(__name__)
 
 STOCK_FEEDS = ("iex", "sip", "delayed_sip", "test")
 CRYPTO_FEEDS = ("us", "us-1", "eu-1")
+OPTION_FEEDS = ("indicative", "opra")
+NEWS_FEED = "news"
+OPTION_CHANNELS = ("trades", "quotes")
+NEWS_CHANNELS = ("news",)
 ALL = "*"
 _CHANNELS = frozenset((*STOCK_CHANNELS, *CRYPTO_CHANNELS, *IMPLIED_CHANNELS, WATERMARKS, "news", "imbalances"))
 _CLOSING_CODES = frozenset((402, 404, 406, 409, 500))  # Alpaca closes after these
@@ -80,12 +87,24 @@ class _DataSession:
     def is_crypto(self) -> bool:
         return self.feed in CRYPTO_FEEDS
 
+    @property
+    def is_option(self) -> bool:
+        return self.feed in OPTION_FEEDS
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        if self.is_crypto:
+            return CRYPTO_CHANNELS
+        if self.is_option:
+            return OPTION_CHANNELS
+        return NEWS_CHANNELS if self.feed == NEWS_FEED else (*STOCK_CHANNELS, *IMPLIED_CHANNELS)
+
     def send_item(self, item: Mapping[str, Any]) -> None:
         for frame in join_items([encode_item(item, self.codec)], self.codec):
             self.out.send(frame)
 
     def wants(self, channel: str, symbol: str) -> bool:
-        symbols = self.channels[channel]
+        symbols = self.channels.get(channel, set())
         return bool(symbols) and is_crypto(symbol) == self.is_crypto and (symbol in symbols or ALL in symbols)
 
 
@@ -122,9 +141,11 @@ class DataSockets:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Serve the endpoints of all feeds."""
         for feed in STOCK_FEEDS:
-            router.add_get(f"/v2/{feed}", self._handle)
+            router.add_get(f"/v2/{feed}", self.handle)
         for feed in CRYPTO_FEEDS:
-            router.add_get(f"/v1beta3/crypto/{feed}", self._handle)
+            router.add_get(f"/v1beta3/crypto/{feed}", self.handle)
+        for feed in OPTION_FEEDS:  # that of the news shares its path with their REST API, which hands sessions on
+            router.add_get(f"/v1beta1/{feed}", self.handle)
 
     def strike(self) -> None:
         """Let new faults strike the sessions that are open."""
@@ -141,7 +162,7 @@ class DataSockets:
         """Send trades and quotes to the sessions that want them."""
         encoded: dict[tuple[StreamCodec, int], bytes] = {}
         for session in list(self._sessions):
-            if not session.channels["trades"] and not session.channels["quotes"]:
+            if session.is_option or not (session.channels.get("trades") or session.channels.get("quotes")):
                 continue
             codec = session.codec
             items: list[bytes] = []
@@ -153,6 +174,46 @@ class DataSockets:
                     items.append(item)
             for frame in join_items(items, codec):
                 session.out.send(frame)
+
+    def publish_options(
+        self, find_items: Callable[[str], Mapping[str, Mapping[str, Any]]], find_active: Callable[[], Iterable[str]]
+    ) -> None:
+        """Send the last trades and quotes of contracts to the sessions that want them.
+
+        Args:
+            find_items: the contract's items by channel, empty for none.
+            find_active: the contracts whose trades go to who wants all.
+        """
+        sessions = [session for session in self._sessions if session.is_option and any(session.channels.values())]
+        known: dict[str, Mapping[str, Mapping[str, Any]]] = {}
+        active: list[str] | None = None
+        for session in sessions:
+            frames: list[bytes] = []
+            for channel in OPTION_CHANNELS:
+                symbols = session.channels[channel]
+                if ALL in symbols:
+                    active = list(find_active()) if active is None else active
+                    symbols = symbols.union(active) - {ALL}
+                for symbol in sorted(symbols):
+                    if symbol not in known:
+                        known[symbol] = find_items(symbol)
+                    item = known[symbol].get(channel)
+                    if item is not None:
+                        frames.append(encode_item(item, session.codec))
+            for frame in join_items(frames, session.codec):
+                session.out.send(frame)
+
+    def wants_news(self) -> bool:
+        """Tell whether a session has subscribed to news."""
+        return any(session.channels.get("news") for session in self._sessions)
+
+    def publish_news(self, items: Sequence[Mapping[str, Any]]) -> None:
+        """Send articles to the sessions that want one of their symbols."""
+        for session in list(self._sessions):
+            symbols = {symbol.replace("/", "") for symbol in session.channels.get("news", ())}
+            for item in items:
+                if ALL in symbols or symbols.intersection(item["symbols"]):
+                    session.send_item(item)
 
     def publish_revision(self, bar: Bar) -> None:
         """Send a corrected bar to the sessions that take them."""
@@ -173,7 +234,7 @@ class DataSockets:
             if not missing:
                 break
             if session.takes_watermarks and not session.out.is_closing:
-                bars = session.channels["bars"]
+                bars = session.channels.get("bars", set())
                 missing -= {s for s in missing if is_crypto(s) == session.is_crypto} if ALL in bars else bars
         return not missing
 
@@ -182,16 +243,17 @@ class DataSockets:
         for session in list(self._sessions):
             session.out.finish(code=WSCloseCode.GOING_AWAY)
 
-    async def _handle(self, request: web.Request) -> web.WebSocketResponse:
+    async def handle(self, request: web.Request) -> web.WebSocketResponse:
+        """Carry a session on, until it ends."""
         socket = web.WebSocketResponse(compress=False, timeout=CLOSE_TIMEOUT_S / 2)
         await socket.prepare(request)
-        binary = request.content_type == StreamCodec.MSGPACK.value
+        feed = request.path.rpartition("/")[2]
+        binary = request.content_type == StreamCodec.MSGPACK.value or feed in OPTION_FEEDS
         codec = StreamCodec.MSGPACK if binary else StreamCodec.JSON
         slow = next(join_items([encode_item(encode_error_item(407), codec)], codec))
         out = SocketSession(request, socket, slow_frame=slow, limit_bytes=self._limits.queue_bytes)
-        session = _DataSession(request.path.rpartition("/")[2], request.path, codec, out, request.transport)
-        channels = CRYPTO_CHANNELS if session.is_crypto else (*STOCK_CHANNELS, *IMPLIED_CHANNELS)
-        session.channels = {name: set() for name in channels}
+        session = _DataSession(feed, request.path, codec, out, request.transport)
+        session.channels = {name: set() for name in session.channel_names}
         self._sessions.add(session)
         writer = asyncio.create_task(out.write(), name=f"data session {request.path}")
         try:
@@ -279,7 +341,8 @@ class DataSockets:
             if name in channels:
                 channels[name] = set(channels["trades"])
         limit = self._limits.symbols
-        if adds and limit is not None and len(channels["trades"] | channels["quotes"]) > limit:
+        wanted = channels.get("trades", set()) | channels.get("quotes", set())
+        if adds and limit is not None and len(wanted) > limit:
             raise _StreamError(405)
         session.channels = channels
         session.takes_watermarks = takes_watermarks
@@ -320,7 +383,13 @@ def _parse_symbols(session: _DataSession, name: str, value: object) -> set[str]:
     if not isinstance(value, list) or not all(isinstance(symbol, str) for symbol in value):
         raise _StreamError(400)
     symbols = set(value)
+    if session.is_option and name == "quotes" and ALL in symbols:
+        raise _StreamError(400)
     for symbol in symbols - {ALL}:
+        if session.feed == NEWS_FEED and is_symbol(symbol):
+            continue
+        if session.is_option and not is_option(symbol):
+            raise _StreamError(400)
         if name == WATERMARKS or not is_symbol(symbol) or is_crypto(symbol) != session.is_crypto:
             raise _StreamError(400)
     return symbols

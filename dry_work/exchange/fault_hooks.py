@@ -7,17 +7,19 @@ import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import WSCloseCode, web
+from msgspec.structs import replace
 
+from dry_work.clock import SECOND_NS
 from dry_work.errors import CodecError
 from dry_work.exchange.answers import authorize, build_answer, read_object
 from dry_work.exchange.commands import Bust, Command
 from dry_work.exchange.credentials import Credentials, read_key_id
 from dry_work.exchange.faults import AT_LOGIN, KINDS, Fault, FaultPlan, parse_faults
 from dry_work.exchange.order_rules import CODE_NOT_FOUND, CODE_REQUEST, RefusedError
-from dry_work.exchange.socket_session import SocketSession
+from dry_work.exchange.sub_accounts import owner_of
 from dry_work.orders.model import TradeEvent
 from dry_work.wire.alpaca_rest import CODE_INTERNAL, CODE_RATE_LIMIT, encode_error, encode_trade_event, parse_json
 
@@ -87,6 +89,16 @@ def cut_connection(transport: asyncio.Transport | None, *, with_reset: bool) -> 
         transport.close()
 
 
+class FaultySession(Protocol):
+    """What faults do to the sending side of a stream."""
+
+    before_frame: Callable[[], None] | None
+
+    def give_up(self) -> None: ...
+    def mute(self) -> None: ...
+    def finish(self, *, code: int = ...) -> None: ...
+
+
 class StreamFaults:
     """The faults of the sessions of one kind of stream.
 
@@ -104,7 +116,7 @@ class StreamFaults:
         faults = self._plan.take(self._on, key=key_id, path=path, kinds=AT_LOGIN)
         return faults[0].code if faults else None
 
-    def watch(self, out: SocketSession, key_id: str, path: str, transport: asyncio.Transport | None) -> None:
+    def watch(self, out: FaultySession, key_id: str, path: str, transport: asyncio.Transport | None) -> None:
         """Let faults strike an authenticated session from now on."""
 
         def strike() -> None:
@@ -114,7 +126,7 @@ class StreamFaults:
         out.before_frame = strike
 
 
-def _strike_session(fault: Fault, out: SocketSession, transport: asyncio.Transport | None) -> None:
+def _strike_session(fault: Fault, out: FaultySession, transport: asyncio.Transport | None) -> None:
     if fault.kind == "slow":
         out.give_up()
     elif fault.kind == "close":
@@ -142,9 +154,10 @@ class EventFaults:
 
     def tell(self, key_id: str, event: TradeEvent) -> list[dict[str, Any]]:
         """Return what is told in the place of an event, in order."""
-        body = self._encode(event)
+        skew_ns = int(self._plan.skew_s * SECOND_NS)
+        body = self._encode(replace(event, ts_event_ns=event.ts_event_ns + skew_ns) if skew_ns else event)
         told = [body]
-        kinds = {fault.kind for fault in self._plan.take("events", key=key_id, path=event.event)}
+        kinds = {fault.kind for fault in self._plan.take("events", key=owner_of(key_id), path=event.event)}
         if "unknown_status" in kinds:
             body["order"] = {**body["order"], "status": _UNKNOWN}
         if "duplicate" in kinds:
@@ -222,8 +235,13 @@ class FaultApi:
         return build_answer({})
 
     async def _post_bust(self, request: web.Request) -> web.Response:
-        key_id = authorize(self._credentials, request)
-        execution_id = (await read_object(request)).get("execution_id")
+        key_id: str | None = authorize(self._credentials, request)
+        body = await read_object(request)
+        if key_id is not None and body.get("account_id") is not None:
+            key_id = self._credentials.sub_accounts.find(key_id, str(body["account_id"]))
+        if key_id is None:
+            raise RefusedError(404, CODE_NOT_FOUND, f"account not found for {str(body['account_id'])[:40]}")
+        execution_id = body.get("execution_id")
         if not isinstance(execution_id, str):
             raise RefusedError(422, CODE_REQUEST, "execution_id must be the id of one of the account's executions")
         event: TradeEvent = self._execute(Bust(key_id=key_id, execution_id=execution_id))

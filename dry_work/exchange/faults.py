@@ -7,7 +7,7 @@ same seed strikes the same occasions. Every fault counts by itself; of several t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from decimal import Decimal
 from random import Random
 from typing import Any
@@ -58,6 +58,7 @@ class _Entry:
         self.fault = fault
         self.seen = 0
         self.struck = 0
+        self.draws = 0
         self.chance = Random(fault.seed)
 
     @property
@@ -69,10 +70,25 @@ class _Entry:
         self.seen += 1
         if self.seen <= self.fault.skip or self.is_over:
             return False
-        if self.fault.rate < 1 and self.chance.random() >= self.fault.rate:
-            return False
+        if self.fault.rate < 1:
+            self.draws += 1
+            if self.chance.random() >= self.fault.rate:
+                return False
         self.struck += 1
         return True
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    fault: Fault
+    seen: int
+    struck: int
+    draws: int
+
+
+class _KeptPlan(msgspec.Struct, frozen=True, kw_only=True):
+    made: int
+    faults: list[_Kept]
 
 
 class FaultPlan:
@@ -81,6 +97,9 @@ class FaultPlan:
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._entries: dict[str, _Entry] = {}
         self._made = 0
+        self.on_change: Callable[[], None] | None = (
+            None  # called when a fault that may be over has come, gone or struck
+        )
         for fault in faults:
             self.add(fault)
 
@@ -95,15 +114,19 @@ class FaultPlan:
         self._made += 1
         name = f"f{self._made}"
         self._entries[name] = _Entry(fault)
+        self._tell()
         return name
 
     def remove(self, name: str) -> bool:
         """Remove a fault; tell whether it was there."""
-        return self._entries.pop(name, None) is not None
+        was_there = self._entries.pop(name, None) is not None
+        self._tell()
+        return was_there
 
     def clear(self) -> None:
         """Remove all."""
         self._entries.clear()
+        self._tell()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return all faults with their ids, the occasions that they have seen and those that they struck."""
@@ -116,7 +139,7 @@ class FaultPlan:
         self, on: str, *, key: str = "", method: str = "", path: str = "", kinds: Collection[str] | None = None
     ) -> list[Fault]:
         """Tell of an occasion; return the faults that strike it. `kinds` are those that it is an occasion for."""
-        return [
+        struck = [
             entry.fault
             for entry in self._entries.values()
             if entry.fault.on == on
@@ -126,6 +149,39 @@ class FaultPlan:
             and path.startswith(entry.fault.path)
             and entry.meets()
         ]
+        if any(fault.times is not None for fault in struck):
+            self._tell()
+        return struck
+
+    def dump(self) -> bytes:
+        """Return all faults and how far each is, for `load`."""
+        rows = [
+            _Kept(name=name, fault=entry.fault, seen=entry.seen, struck=entry.struck, draws=entry.draws)
+            for name, entry in self._entries.items()
+        ]
+        return msgspec.json.encode(_KeptPlan(made=self._made, faults=rows))
+
+    def load(self, data: bytes) -> None:
+        """Take up what `dump` has written, in the place of all that is set.
+
+        Raises:
+            CodecError: it is not of `dump`.
+        """
+        try:
+            kept = msgspec.json.decode(data, type=_KeptPlan)
+        except msgspec.MsgspecError as error:
+            raise CodecError(f"no faults: {error}") from None
+        self._made = kept.made
+        self._entries = {}
+        for row in kept.faults:
+            entry = self._entries[row.name] = _Entry(row.fault)
+            entry.seen, entry.struck, entry.draws = row.seen, row.struck, row.draws
+            for _ in range(row.draws):
+                entry.chance.random()
+
+    def _tell(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
     @property
     def skew_s(self) -> float:

@@ -68,6 +68,7 @@ def build_legs(request: OrderRequest) -> list[OrderRequest]:
         stop_price=None,
         take_profit=None,
         stop_loss=None,
+        commission=None,
     )
     legs = []
     if request.take_profit is not None and not is_oco:

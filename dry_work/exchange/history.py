@@ -75,40 +75,50 @@ class MarketHistory:
         self, request: web.Request, symbols: list[str]
     ) -> tuple[dict[str, list[dict[str, Any]]], str | None]:
         """Return the rows that are asked for by symbol, and where the next page begins."""
-        find_table = self._choose_tables(request)
-        newest_first = query_word(request, "sort", ("asc", "desc"), code=0) == "desc"
-        limit = query_limit(request, "limit", default=_DEFAULT_LIMIT, largest=_LARGEST_LIMIT, code=0)
-        start_ns = query_time(request, "start", code=0)
-        end_ns = query_time(request, "end", code=0)
-        first_ns = self._now_ns() // DAY_NS * DAY_NS if start_ns is None else start_ns
-        page_symbol, page_row = _parse_page_token(request.query.get("page_token", ""))
-
-        found: dict[str, list[dict[str, Any]]] = {}
-        room = limit
-        for symbol in sorted(symbols):
-            table = find_table(symbol) if symbol >= page_symbol else None
-            if table is None:
-                continue
-            low = int(np.searchsorted(table.times, first_ns, side="left"))
-            high = len(table.times) if end_ns is None else int(np.searchsorted(table.times, end_ns, side="right"))
-            if symbol == page_symbol and newest_first:
-                high = min(high, page_row + 1)
-            elif symbol == page_symbol:
-                low = max(low, page_row)
-            rows = range(high - 1, low - 1, -1) if newest_first else range(low, high)
-            taken = rows[:room]
-            if taken:
-                found[symbol] = [table.encode(row) for row in taken]
-                room -= len(taken)
-            if len(taken) < len(rows):
-                return found, _encode_page_token(symbol, rows[len(taken)])
-        return found, None
+        return build_pages(request, symbols, self._choose_tables(request), now_ns=self._now_ns())
 
     def _choose_tables(self, request: web.Request) -> Callable[[str], Table | None]:
         kind = request.match_info["kind"]
         if kind == "bars":
             return partial(self._tables.bars, timeframe=query_timeframe(request), now_ns=self._now_ns())
         return partial(self._tables.ticks, "trades" if kind == "trades" else "quotes", now_ns=self._tick_now_ns())
+
+
+def build_pages(
+    request: web.Request, symbols: list[str], find_table: Callable[[str], Table | None], *, now_ns: int
+) -> tuple[dict[str, list[dict[str, Any]]], str | None]:
+    """Return the rows of tables that the query asks for, by symbol, and where the next page begins.
+
+    Raises:
+        RefusedError: 400.
+    """
+    newest_first = query_word(request, "sort", ("asc", "desc"), code=0) == "desc"
+    limit = query_limit(request, "limit", default=_DEFAULT_LIMIT, largest=_LARGEST_LIMIT, code=0)
+    start_ns = query_time(request, "start", code=0)
+    end_ns = query_time(request, "end", code=0)
+    first_ns = now_ns // DAY_NS * DAY_NS if start_ns is None else start_ns
+    page_symbol, page_row = _parse_page_token(request.query.get("page_token", ""))
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    room = limit
+    for symbol in sorted(symbols):
+        table = find_table(symbol) if symbol >= page_symbol else None
+        if table is None:
+            continue
+        low = int(np.searchsorted(table.times, first_ns, side="left"))
+        high = len(table.times) if end_ns is None else int(np.searchsorted(table.times, end_ns, side="right"))
+        if symbol == page_symbol and newest_first:
+            high = min(high, page_row + 1)
+        elif symbol == page_symbol:
+            low = max(low, page_row)
+        rows = range(high - 1, low - 1, -1) if newest_first else range(low, high)
+        taken = rows[:room]
+        if taken:
+            found[symbol] = [table.encode(row) for row in taken]
+            room -= len(taken)
+        if len(taken) < len(rows):
+            return found, _encode_page_token(symbol, rows[len(taken)])
+    return found, None
 
 
 def admit_stock_request(credentials: Credentials, request: web.Request) -> None:

@@ -25,6 +25,14 @@ def encode_ulid(time_ms: int, count: int) -> str:
     return "".join(digits)
 
 
+def decode_ulid(text: str) -> tuple[int, int]:
+    """Return time in milliseconds and count of a ULID that `encode_ulid` could have made."""
+    value = 0
+    for letter in text:
+        value = value << 5 | _CROCKFORD.index(letter)
+    return value >> _RANDOM_BITS, value & (1 << _RANDOM_BITS) - 1
+
+
 class EventIds:
     """Makes event ids: ULIDs of the venue's time that count up over all accounts. `last` is "" before the first."""
 

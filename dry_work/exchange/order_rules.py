@@ -13,7 +13,8 @@ from decimal import Decimal
 import msgspec
 
 from dry_work.errors import DryWorkError
-from dry_work.exchange.account import AccountSettings
+from dry_work.exchange.account import AccountSettings, is_contract
+from dry_work.exchange.assets import AssetTraits
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.model import (
     TERMINAL,
@@ -296,6 +297,25 @@ _ALPACA_CRYPTO_RULES: Sequence[Rule] = (
 )
 
 
+_OPTION_TYPES = frozenset({OrderType.MARKET, OrderType.LIMIT})
+_ALPACA_OPTION_RULES: Sequence[Rule] = (
+    Rule(lambda r: r.order_class is not OrderClass.SIMPLE, "complex orders not supported for options trading"),
+    Rule(
+        lambda r: r.type not in _OPTION_TYPES,
+        "invalid order type for options trading: expected market or limit",
+    ),
+    Rule(lambda r: r.time_in_force is not TimeInForce.DAY, "invalid option time_in_force"),
+    Rule(lambda r: r.extended_hours, "extended hours is not supported for options trading"),
+    Rule(lambda r: r.notional is not None, "notional orders are not supported for options trading"),
+    Rule(lambda r: r.qty is not None and not is_whole(r.qty), "qty must be integer for options trading"),
+    Rule(
+        lambda r: r.limit_price is not None and _decimal_places(r.limit_price) > MAX_NOTIONAL_PLACES,
+        "invalid limit_price {p}. sub-penny increment does not fulfill minimum pricing criteria",
+        price=lambda r: r.limit_price,
+    ),
+)
+
+
 def check_request(request: OrderRequest) -> None:
     """Refuse what neither rule set takes."""
     _check(request, REQUEST_RULES)
@@ -308,7 +328,27 @@ def check_backtrader_request(request: OrderRequest) -> None:
 
 def check_alpaca_request(request: OrderRequest) -> None:
     """Refuse what Alpaca's rules for the asset class forbid, whatever the account holds."""
-    _check(request, _ALPACA_CRYPTO_RULES if is_crypto(request.symbol) else _ALPACA_STOCK_RULES)
+    if is_contract(request.symbol):
+        _check(request, _ALPACA_OPTION_RULES)
+    else:
+        _check(request, _ALPACA_CRYPTO_RULES if is_crypto(request.symbol) else _ALPACA_STOCK_RULES)
+
+
+def check_asset(request: OrderRequest, traits: AssetTraits) -> None:
+    """Refuse what may not be done with an asset, whoever asks for it."""
+    if traits.status != "active" or not traits.tradable:
+        what = "active" if traits.status != "active" else "tradable"
+        raise RefusedError(422, CODE_ORDER, f'asset "{request.symbol}" is not {what}')
+    if not traits.fractionable and not is_crypto(request.symbol) and _is_fractional(request):
+        raise RefusedError(403, CODE_FUNDS, f'asset "{request.symbol}" is not fractionable')
+
+
+def check_borrow(request: OrderRequest, traits: AssetTraits) -> None:
+    """Refuse to sell short what cannot be borrowed, or not for longer than a day."""
+    if not traits.shortable:
+        raise RefusedError(422, CODE_ORDER, f'asset "{request.symbol}" cannot be sold short')
+    if not traits.easy_to_borrow and request.time_in_force is not TimeInForce.DAY:
+        raise RefusedError(422, CODE_ORDER, f'only day orders are allowed for hard-to-borrow asset "{request.symbol}"')
 
 
 def check_alpaca_cost(request: OrderRequest, cost: Decimal) -> None:
@@ -345,7 +385,7 @@ def check_settings(request: OrderRequest, settings: AccountSettings, held: Decim
     if not settings.fractional_trading and not is_crypto(request.symbol) and _is_fractional(request):
         raise RefusedError(403, CODE_FUNDS, "account is not allowed to trade fractional shares")
     shorts = held <= 0 if request.qty is None else request.qty > held
-    if settings.no_shorting and request.side is Side.SELL and shorts:
+    if settings.no_shorting and request.side is Side.SELL and shorts and not is_contract(request.symbol):
         raise RefusedError(403, CODE_FUNDS, "account is not allowed to short")
 
 

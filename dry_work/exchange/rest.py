@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from dry_work.clock import SECOND_NS
 from dry_work.errors import CodecError
+from dry_work.exchange.account import OPTION_LEVEL, contract_size
 from dry_work.exchange.answers import (
     authorize,
     build_answer,
@@ -22,9 +23,13 @@ from dry_work.exchange.answers import (
     query_word,
     read_object,
 )
+from dry_work.exchange.assets import HAS_OPTIONS, AssetBook, AssetTraits
 from dry_work.exchange.commands import Cancel, CancelAll, ClosePosition, Command, CountOrder, Replace, Submit
 from dry_work.exchange.credentials import Credentials
+from dry_work.exchange.option_contracts import OptionChains
+from dry_work.exchange.option_rules import level_of
 from dry_work.exchange.order_rules import RefusedError
+from dry_work.exchange.sub_accounts import describe_broker_fields, is_sub_account
 from dry_work.exchange.venue import Venue
 from dry_work.market.calendar import SessionCalendar
 from dry_work.market.symbols import SymbolSpelling, is_crypto
@@ -45,6 +50,9 @@ from dry_work.wire.alpaca_rest import (
 )
 
 _NEW_YORK = ZoneInfo("America/New_York")
+_SETTLED_NEXT_DAY = date(2024, 5, 28)  # from then on; before it on the second day
+_SETTLEMENT_REACH = timedelta(days=14)
+_NO_LEGS = "mleg orders are not taken by this exchange: send an order for each leg"
 _CLOSED = frozenset(status.value for status in TERMINAL)
 
 
@@ -52,6 +60,7 @@ class TradingApi:
     """Answers the trading API from the venue.
 
     Args:
+        chains: the options that trade.
         execute: carries out a command.
         opened_ns: when the accounts were made, in the exchange's time.
         skew_s: by how much `/v2/clock` is ahead.
@@ -61,6 +70,7 @@ class TradingApi:
         self,
         venue: Venue,
         *,
+        chains: OptionChains,
         credentials: Credentials,
         execute: Callable[[Command], Any],
         calendar: SessionCalendar,
@@ -68,6 +78,7 @@ class TradingApi:
         skew_s: Callable[[], float],
     ) -> None:
         self._venue = venue
+        self._chains = chains
         self._credentials = credentials
         self._execute = execute
         self._calendar = calendar
@@ -97,26 +108,37 @@ class TradingApi:
 
     def canonical_symbol(self, text: str) -> str:
         """Return the symbol that a spelling, with or without slash, or an asset's id names."""
-        return self._by_asset_id.get(text.lower()) or self._spelling.canonical(text)
+        known = self._by_asset_id.get(text.lower())
+        return known or self._chains.find_by_id(text) or self._spelling.canonical(text)
 
     # Account
 
     async def _get_account(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
         settings = self._venue.settings(key_id)
-        values = [position.qty * self._price(position) for position in self._venue.positions(key_id)]
-        return build_answer(
-            encode_account(
-                self._venue.account(key_id),
-                created_ns=self._opened_ns,
-                long_market_value=sum((value for value in values if value > 0), Decimal(0)),
-                short_market_value=sum((value for value in values if value < 0), Decimal(0)),
-                multiplier=self._venue.multiplier(key_id),
-                non_marginable_buying_power=self._venue.non_marginable_buying_power(key_id),
-                suspended=settings.suspend_trade,
-                shorting_enabled=not settings.no_shorting,
-            )
+        values = [
+            position.qty * self._price(position) * contract_size(position.symbol)
+            for position in self._venue.positions(key_id)
+        ]
+        answer = encode_account(
+            self._venue.account(key_id),
+            created_ns=self._opened_ns,
+            long_market_value=sum((value for value in values if value > 0), Decimal(0)),
+            short_market_value=sum((value for value in values if value < 0), Decimal(0)),
+            multiplier=self._venue.multiplier(key_id),
+            non_marginable_buying_power=self._venue.non_marginable_buying_power(key_id),
+            suspended=settings.suspend_trade,
+            shorting_enabled=not settings.no_shorting,
         )
+        if self._venue.rules == "alpaca":
+            answer |= {
+                "options_buying_power": answer["non_marginable_buying_power"],
+                "options_approved_level": OPTION_LEVEL,
+                "options_trading_level": level_of(settings),
+            }
+        if is_sub_account(key_id):
+            answer |= describe_broker_fields(answer["cash"], self._calendar, self._venue.now_ns)
+        return build_answer(answer)
 
     # Clock, calendar, assets
 
@@ -139,34 +161,56 @@ class TradingApi:
         end = min(_query_date(request, "end", last), last)
         if start > end:
             return build_answer([])
-        sessions = self._calendar.sessions(start, end)
+        by_settlement = query_word(request, "date_type", ("trading", "settlement"), code=CODE_REQUEST) == "settlement"
+        first_day = max(start - _SETTLEMENT_REACH, first) if by_settlement else start
+        sessions = self._calendar.sessions(first_day, min(end + _SETTLEMENT_REACH, last))
+        days = [session.date for session in sessions]
+        settled = [
+            days[min(place + (1 if day >= _SETTLED_NEXT_DAY else 2), len(days) - 1)] for place, day in enumerate(days)
+        ]
         return build_answer(
             [
                 {
                     "date": session.date.isoformat(),
+                    "settlement_date": settlement.isoformat(),
                     "open": _new_york(session.open_ns).strftime("%H:%M"),
                     "close": _new_york(session.close_ns).strftime("%H:%M"),
                     "session_open": _new_york(session.pre_open_ns).strftime("%H%M"),
                     "session_close": _new_york(session.post_close_ns).strftime("%H%M"),
                 }
-                for session in sessions
+                for session, settlement in zip(sessions, settled, strict=True)
+                if start <= (settlement if by_settlement else session.date) <= end
             ]
         )
 
     async def _get_assets(self, request: web.Request) -> web.Response:
         authorize(self._credentials, request)
-        status = request.query.get("status", "active")
-        wanted = request.query.get("asset_class", "")
-        symbols = self._venue.assets if status == "active" else ()
-        return build_answer([describe_asset(symbol) for symbol in symbols if wanted in ("", asset_class(symbol))])
+        status = query_word(request, "status", ("active", "inactive", "all"), code=CODE_REQUEST)
+        wanted = request.query.get("asset_class", "").lower()
+        exchange = request.query.get("exchange", "").upper()
+        attributes = {word.strip() for word in request.query.get("attributes", "").split(",") if word.strip()}
+        rows = [self.describe_asset(symbol) for symbol in self._venue.assets if wanted in ("", asset_class(symbol))]
+        return build_answer(
+            [
+                row
+                for row in rows
+                if status in ("all", row["status"])
+                and exchange in ("", row["exchange"])
+                and (not attributes or attributes.intersection(row["attributes"]))
+            ]
+        )
 
     async def _get_asset(self, request: web.Request) -> web.Response:
         authorize(self._credentials, request)
         text = request.match_info["symbol"]
         symbol = self.canonical_symbol(text)
-        if symbol not in self._venue.assets:
+        if symbol not in self._venue.assets and self._chains.contract(symbol) is None:
             raise RefusedError(404, CODE_NOT_FOUND, f"asset not found for {text}")
-        return build_answer(describe_asset(symbol))
+        return build_answer(self.describe_asset(symbol))
+
+    def describe_asset(self, symbol: str) -> dict[str, Any]:
+        """Return an asset as the trading API answers it."""
+        return describe_asset(symbol, self._venue.traits.traits(symbol), has_options=self._chains.has_options(symbol))
 
     # Orders
 
@@ -174,12 +218,17 @@ class TradingApi:
         key_id = authorize(self._credentials, request)
         await request.read()  # a request counts once it is here as a whole, whatever it says
         try:
-            order_request = parse_order_request(await read_object(request))
+            body = await read_object(request)
+            if body.get("order_class") == "mleg":
+                raise RequestError(422, CODE_VALIDATION, _NO_LEGS)
+            order_request = parse_order_request(body)
         except (CodecError, RequestError):
             self._execute(CountOrder(key_id=key_id))
             raise
         symbol = self.canonical_symbol(order_request.symbol)
-        order: VenueOrder = self._execute(Submit(key_id=key_id, request=replace(order_request, symbol=symbol)))
+        commission = order_request.commission if is_sub_account(key_id) else None
+        placed = replace(order_request, symbol=symbol, commission=commission)
+        order: VenueOrder = self._execute(Submit(key_id=key_id, request=placed))
         return build_answer(encode_order(order))
 
     async def _get_orders(self, request: web.Request) -> web.Response:
@@ -258,9 +307,11 @@ class TradingApi:
     # Positions
 
     async def _get_positions(self, request: web.Request) -> web.Response:
-        key_id = authorize(self._credentials, request)
-        positions = self._venue.positions(key_id)
-        return build_answer([self._describe_position(key_id, position) for position in positions])
+        return build_answer(self.list_positions(authorize(self._credentials, request)))
+
+    def list_positions(self, key_id: str) -> list[dict[str, Any]]:
+        """Return the positions of an account as they are answered."""
+        return [self._describe_position(key_id, position) for position in self._venue.positions(key_id)]
 
     async def _get_position(self, request: web.Request) -> web.Response:
         key_id = authorize(self._credentials, request)
@@ -300,7 +351,12 @@ class TradingApi:
     def _describe_position(self, key_id: str, position: VenuePosition) -> dict[str, Any]:
         held = self._venue.held_qty(key_id, position.symbol)
         available = position.qty + held if position.qty < 0 else position.qty - held
-        return encode_position(position, current_price=self._price(position), qty_available=available)
+        size = contract_size(position.symbol)
+        answer = encode_position(
+            position, current_price=self._price(position), qty_available=available, contract_size=size
+        )
+        traits = self._venue.traits.traits(position.symbol)
+        return answer | {"exchange": traits.exchange, "asset_marginable": traits.marginable}
 
 
 def _answer_order(order: VenueOrder | None, asked: str) -> web.Response:
@@ -309,25 +365,28 @@ def _answer_order(order: VenueOrder | None, asked: str) -> web.Response:
     return build_answer(encode_order(order))
 
 
-def describe_asset(symbol: str) -> dict[str, Any]:
-    """Return an asset as the trading API answers it."""
+def describe_asset(symbol: str, traits: AssetTraits | None = None, *, has_options: bool = False) -> dict[str, Any]:
+    """Return an asset as the trading API answers it; without traits with those of its class."""
     crypto = is_crypto(symbol)
+    traits = traits or AssetBook().traits(symbol)
+    margin = 30 if traits.marginable else 100
+    attributes = [word for word in traits.attributes if word != HAS_OPTIONS]
     asset: dict[str, Any] = {
         "id": asset_id(symbol),
         "class": asset_class(symbol),
-        "exchange": "CRYPTO" if crypto else "NASDAQ",
+        "exchange": traits.exchange,
         "symbol": symbol,
-        "name": symbol,
-        "status": "active",
-        "tradable": True,
-        "marginable": not crypto,
-        "maintenance_margin_requirement": 100 if crypto else 30,
-        "margin_requirement_long": "100" if crypto else "30",
-        "margin_requirement_short": "100" if crypto else "30",
-        "shortable": not crypto,
-        "easy_to_borrow": not crypto,
-        "fractionable": True,
-        "attributes": [],
+        "name": traits.name or symbol,
+        "status": traits.status,
+        "tradable": traits.tradable and traits.status == "active",
+        "marginable": traits.marginable,
+        "maintenance_margin_requirement": margin,
+        "margin_requirement_long": str(margin),
+        "margin_requirement_short": str(margin),
+        "shortable": traits.shortable,
+        "easy_to_borrow": traits.shortable and traits.easy_to_borrow,
+        "fractionable": traits.fractionable,
+        "attributes": [*attributes, HAS_OPTIONS] if has_options else attributes,
     }
     if crypto:
         asset |= {
@@ -335,8 +394,10 @@ def describe_asset(symbol: str) -> dict[str, Any]:
             "min_trade_increment": "0.000000001",
             "price_increment": "0.000000001",
         }
+    elif traits.shortable:
+        asset["borrow_status"] = "easy_to_borrow" if traits.easy_to_borrow else "hard_to_borrow"
     else:
-        asset["borrow_status"] = "easy_to_borrow"
+        asset["borrow_status"] = "not_shortable"
     return asset
 
 

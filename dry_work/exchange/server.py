@@ -25,19 +25,27 @@ from dry_work.errors import ConfigError
 from dry_work.exchange.account_api import AccountApi
 from dry_work.exchange.alpaca_matcher import Matching
 from dry_work.exchange.answers import RequestBudget, build_middleware
+from dry_work.exchange.broker_api import BrokerApi, BrokerRoutes
+from dry_work.exchange.chance import PartialFills
 from dry_work.exchange.commands import FORMAT, Command, LogHeader, OpenAccount
 from dry_work.exchange.control import ControlApi
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.data_sockets import DataSockets, StreamLimits
+from dry_work.exchange.event_session import HEARTBEAT_S
+from dry_work.exchange.event_stream import EventStreams
 from dry_work.exchange.fault_hooks import FaultApi, answer_with_faults
+from dry_work.exchange.fault_store import FaultStore
 from dry_work.exchange.faults import Fault, FaultPlan
 from dry_work.exchange.history import MarketHistory
 from dry_work.exchange.latest import LatestApi
 from dry_work.exchange.market import MarketPlayer, OpenSlice
+from dry_work.exchange.offerings import OfferedApis, Offerings
+from dry_work.exchange.option_contracts import OptionChains
 from dry_work.exchange.order_rules import RefusedError
-from dry_work.exchange.rest import TradingApi, describe_asset
+from dry_work.exchange.rest import TradingApi
 from dry_work.exchange.state import ExchangeState
 from dry_work.exchange.state_log import StateLog
+from dry_work.exchange.sub_accounts import SubAccounts
 from dry_work.exchange.tables import MarketTables
 from dry_work.exchange.tape import Tape
 from dry_work.exchange.tick_matcher import fingerprint_ticks
@@ -70,6 +78,7 @@ class ExchangeServer:
         consumers: consumers that have to be there before the market starts; None is 1 in lock-step, otherwise 0.
         cash: of a new account.
         keys: secret by key id; None admits any credentials, each key id with an account of its own.
+        accounts: sub-accounts that a Broker API key begins with.
         limits: of the streams; default: none but 10 s to authenticate.
         requests_per_minute: of a key, for trading and for market data each; more are answered 429. None is without
             limit.
@@ -77,8 +86,10 @@ class ExchangeServer:
         matching: `bars` fills whole orders, `volume` no more than a bar's volume, `ticks` against recorded trades and
             quotes where a slice has some, else as `volume`; the last two with rule set `alpaca` only.
         wash_trades: take orders that would trade with the account's own; rule set `alpaca` only.
+        offerings: options, assets, news and what else there is beside the recording; default: synthetic options.
         consumer_timeout_s: a consumer that was not heard of for so long no longer holds the market.
         state_dir: folder of the log from which an exchange that was killed goes on; None keeps nothing.
+        heartbeat_s: how long nothing comes on a quiet stream of server-sent events.
         faults: what goes wrong on purpose, from the start; see `/dry-work/v1/faults` for later.
         on_failure: called once, from the server's thread, when it dies.
     """
@@ -96,13 +107,16 @@ class ExchangeServer:
         host: str = "127.0.0.1",
         port: int = 0,
         keys: Mapping[str, str] | None = None,
+        accounts: int = 1,
         limits: StreamLimits | None = None,
         requests_per_minute: int | None = None,
         changes_in_flight: bool = False,
         matching: Matching = "bars",
         wash_trades: bool = False,
+        offerings: Offerings | None = None,
         consumer_timeout_s: float = 30.0,
         state_dir: str | Path | None = None,
+        heartbeat_s: float = HEARTBEAT_S,
         faults: Sequence[Fault] = (),
         clock: Clock | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
@@ -122,9 +136,14 @@ class ExchangeServer:
         self.port = port
         self._limits = limits or StreamLimits()
         self._consumer_timeout_s = consumer_timeout_s
+        self._heartbeat_s = heartbeat_s
+        self._sub_accounts = SubAccounts(accounts, open_account=self._open_account)
         self._on_failure = on_failure
         self._clock = clock or SystemClock()
         self._budget = RequestBudget(requests_per_minute, clock=self._clock)
+        self._offerings = offerings or Offerings()
+        if self._offerings.partial_fills and rules != "alpaca":
+            raise ConfigError("only the rule set alpaca fills some orders in part first")
         self._header = LogHeader(
             format=FORMAT,
             fingerprint=recording.fingerprint,
@@ -134,9 +153,14 @@ class ExchangeServer:
             matching=matching,
             ticks=fingerprint_ticks(ticks) if ticks is not None and matching == "ticks" else "",
             wash_trades=wash_trades,
+            options=self._offerings.options and rules == "alpaca",
+            assets=self._offerings.assets.fingerprint,
+            partial_fills=self._offerings.partial_fills,
+            seed=self._offerings.seed if self._offerings.partial_fills else 0,
         )
         self._matching: Matching = matching
         self._faults = FaultPlan(faults)
+        self._fault_store = None if state_dir is None else FaultStore(state_dir, self._faults)
         self._log = None if state_dir is None else StateLog(state_dir)
         self._log_error: ConfigError | None = None
         self._started: Future[int] = Future()
@@ -152,6 +176,7 @@ class ExchangeServer:
     ) -> None:
         calendar = SessionCalendar()
         tables = MarketTables(self.recording, ticks)
+        chains = OptionChains(self.recording, calendar, is_synthetic=self._header.options)
         state = self._state = ExchangeState(
             self.recording,
             tables=tables,
@@ -163,12 +188,17 @@ class ExchangeServer:
             matching=self._matching,
             ticks=ticks,
             refuse_wash_trades=not self._header.wash_trades,
+            chains=chains,
+            traits=self._offerings.assets,
+            partial_fills=PartialFills(self._header.partial_fills, self._header.seed),
             write=None if self._log is None else self._write,
             tell=self._emit,
         )
         venue = state.venue
         self._tape = Tape(ticks, start_ns=state.start_ns)
-        self._credentials = Credentials(keys, open_account=self._open_account, clock=self._clock)
+        self._credentials = Credentials(
+            keys, open_account=self._open_account, sub_accounts=self._sub_accounts, clock=self._clock
+        )
         limits = self._limits
         self._trades = TradeSocket(
             self._credentials,
@@ -193,6 +223,7 @@ class ExchangeServer:
         )
         self._trading = TradingApi(
             venue,
+            chains=chains,
             credentials=self._credentials,
             execute=self._execute,
             calendar=calendar,
@@ -205,6 +236,8 @@ class ExchangeServer:
             execute=self._execute,
             fills=lambda key_id: state.accounts[key_id].fills,
             equity=lambda key_id: state.accounts[key_id].equity,
+            settlements=lambda key_id: state.accounts[key_id].settlements,
+            calendar=calendar,
         )
         self._watchlists = WatchlistApi(
             venue,
@@ -212,7 +245,36 @@ class ExchangeServer:
             execute=self._execute,
             watchlists=lambda key_id: state.accounts[key_id].watchlists,
             canonical_symbol=self._trading.canonical_symbol,
-            describe_asset=describe_asset,
+            describe_asset=self._trading.describe_asset,
+        )
+        self._broker = BrokerApi(
+            venue,
+            credentials=self._credentials,
+            trading=self._trading,
+            account=self._account,
+            details=lambda name: state.accounts[name].details,
+            opened_ns=lambda name: state.accounts[name].opened_ns,
+        )
+        self._events = EventStreams(
+            self._credentials,
+            accounts=state.accounts,
+            open_slice=lambda: self._player.open_slice,
+            last_event_id=lambda: venue.last_event_id,
+            now_ns=self._now_ns,
+            faults=self._faults,
+            queue_bytes=limits.queue_bytes,
+            heartbeat_s=self._heartbeat_s,
+        )
+        self._offered = OfferedApis(
+            self._offerings,
+            recording=self.recording,
+            chains=chains,
+            tables=tables,
+            calendar=calendar,
+            sockets=self._data,
+            credentials=self._credentials,
+            execute=self._execute,
+            now_ns=self._now_ns,
         )
         self._history = MarketHistory(
             tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
@@ -290,6 +352,24 @@ class ExchangeServer:
         if thread.is_alive():
             _log.warning("exchange did not stop in time", timeout_s=timeout_s)
 
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Serve all that the exchange has on a router, as `start` does on its own."""
+        apis = (
+            self._trading,
+            self._account,
+            self._watchlists,
+            self._broker,
+            self._history,
+            self._latest,
+            self._control,
+            self._fault_api,
+            self._offered,
+        )
+        for part in (*apis, self._trades, self._events, self._data):
+            part.add_routes(router)
+        for trading_part in (self._trading, self._account, self._watchlists, self._offered):
+            trading_part.add_routes(BrokerRoutes(router))
+
     def describe(self) -> dict[str, Any]:
         """Return what is played and how far it is, as `GET /dry-work/v1/session` answers it."""
         state = self._state
@@ -315,6 +395,12 @@ class ExchangeServer:
     def _resume(self, log: StateLog) -> None:
         commands = log.open(self._header)
         try:
+            if self._fault_store is not None:
+                self._fault_store.load()
+        except ConfigError:
+            log.close()
+            raise
+        try:
             self._state.replay(commands)
         except ConfigError as error:
             log.close()
@@ -322,6 +408,7 @@ class ExchangeServer:
         self.resumed = bool(commands)
         self._credentials.restore(self._state.accounts)
         self._tape.take(self._state.venue.now_ns)
+        self._offered.skip(self._state.venue.now_ns)
         self._player = self._build_player()
 
     def _write(self, command: Command, relied_on: bool) -> None:
@@ -345,13 +432,16 @@ class ExchangeServer:
 
     def _emit(self, key_id: str, event: TradeEvent) -> None:
         self._trades.emit(key_id, event)
+        self._events.emit(key_id, event)
 
-    def _open_account(self, key_id: str) -> None:
-        self._state.execute(OpenAccount(key_id=key_id))
+    def _open_account(self, key_id: str, details: dict[str, Any] | None = None) -> None:
+        self._state.execute(OpenAccount(key_id=key_id, details=details or {}))
 
     def _publish(self, current: OpenSlice) -> None:
         self._data.publish(current)
+        self._offered.publish(current.end_ns)
         self._trades.tell_slice(current)
+        self._events.tell_slice(current)
 
     def _publish_ticks(self, until_ns: int) -> None:
         self._data.publish_ticks(self._tape.take(until_ns))
@@ -364,6 +454,7 @@ class ExchangeServer:
 
     def _strike(self) -> None:
         self._trades.strike()
+        self._events.strike()
         self._data.strike()
 
     def _wake(self) -> None:
@@ -378,6 +469,8 @@ class ExchangeServer:
             try:
                 asyncio.run(self._serve())
             finally:
+                if self._fault_store is not None:
+                    self._fault_store.save()
                 if self._log is not None:
                     self._log.close()
         except BaseException as error:
@@ -395,17 +488,7 @@ class ExchangeServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         app = web.Application(middlewares=[build_middleware(self._budget, partial(answer_with_faults, self._faults))])
-        apis = (
-            self._trading,
-            self._account,
-            self._watchlists,
-            self._history,
-            self._latest,
-            self._control,
-            self._fault_api,
-        )
-        for part in (*apis, self._trades, self._data):
-            part.add_routes(app.router)
+        self.add_routes(app.router)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CONNECTION_TIMEOUT_S)
         await runner.setup()
         market: asyncio.Task[None] | None = None
@@ -423,6 +506,7 @@ class ExchangeServer:
         finally:
             self._data.close()
             self._trades.close()
+            self._events.close()
             await runner.cleanup()
             tasks = [task for task in (market, stopped) if task is not None]
             for task in tasks:

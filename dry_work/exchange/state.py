@@ -7,7 +7,7 @@ it is carried out, so that nobody is told of anything that a restart would not k
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +16,8 @@ import structlog
 
 from dry_work.errors import ConfigError
 from dry_work.exchange.alpaca_matcher import Matching
+from dry_work.exchange.assets import AssetBook
+from dry_work.exchange.chance import PartialFills
 from dry_work.exchange.commands import (
     Advance,
     Bust,
@@ -27,6 +29,7 @@ from dry_work.exchange.commands import (
     Command,
     CountOrder,
     DeleteWatchlist,
+    Exercise,
     Leave,
     OpenAccount,
     Register,
@@ -39,7 +42,10 @@ from dry_work.exchange.commands import (
 from dry_work.exchange.equity import EquityLog
 from dry_work.exchange.identifiers import build_watchlist_id
 from dry_work.exchange.market import Lockstep, OpenSlice, mark_last
+from dry_work.exchange.option_contracts import OptionChains
+from dry_work.exchange.option_rules import Settlement
 from dry_work.exchange.order_rules import CODE_NOT_FOUND, RefusedError
+from dry_work.exchange.sub_accounts import owner_of
 from dry_work.exchange.tables import MarketTables
 from dry_work.exchange.venue import RuleSet, Venue
 from dry_work.feeds.recorded import Recording
@@ -67,9 +73,12 @@ class Watchlist(msgspec.Struct, frozen=True, kw_only=True):
 class AccountRecord:
     """What is remembered of an account beside its books."""
 
-    def __init__(self, equity: EquityLog) -> None:
+    def __init__(self, equity: EquityLog, *, opened_ns: int, details: Mapping[str, Any]) -> None:
         self.equity = equity
+        self.opened_ns = opened_ns
+        self.details = details  # of its owner
         self.fills: list[TradeEvent] = []
+        self.settlements: list[Settlement] = []
         self.events: deque[TradeEvent] = deque(maxlen=_EVENTS_KEPT)
         self.forgot_events = False
         self.watchlists: dict[str, Watchlist] = {}
@@ -110,6 +119,9 @@ class ExchangeState:
         matching: what orders are matched against; with `ticks` it is `ticks` as well, where there are some.
         ticks: recorded trades and quotes.
         refuse_wash_trades: orders that would trade with the account's own.
+        chains: the options that trade.
+        traits: what may be done with the assets.
+        partial_fills: decides which orders get a part first.
         write: keeps a command that is about to be carried out; its second argument tells whether somebody will rely on
             it. Not called for commands that are replayed.
         tell: takes every trade event with the key of its account, in order.
@@ -128,6 +140,9 @@ class ExchangeState:
         matching: Matching = "bars",
         ticks: TickRecording | None = None,
         refuse_wash_trades: bool = True,
+        chains: OptionChains | None = None,
+        traits: AssetBook | None = None,
+        partial_fills: PartialFills | None = None,
         write: Callable[[Command, bool], None] | None = None,
         tell: Callable[[str, TradeEvent], None] | None = None,
     ) -> None:
@@ -148,6 +163,10 @@ class ExchangeState:
             matching=matching,
             ticks=ticks,
             refuse_wash_trades=refuse_wash_trades,
+            chains=chains,
+            traits=traits,
+            partial_fills=partial_fills,
+            settle=lambda key_id, settlement: self.accounts[key_id].settlements.append(settlement),
         )
         self.lockstep = Lockstep(expected)
         self.accounts: dict[str, AccountRecord] = {}
@@ -244,9 +263,12 @@ class ExchangeState:
                 return self.venue.cancel_all(key_id)
             case ClosePosition(key_id=key_id, symbol=symbol, qty=qty, percentage=percentage):
                 return self.venue.close_position(key_id, symbol, qty=qty, percentage=percentage)
-            case OpenAccount(key_id=key_id):
+            case Exercise(key_id=key_id, symbol=symbol):
+                return self.venue.exercise(key_id, symbol)
+            case OpenAccount(key_id=key_id, details=details):
                 self.venue.open_account(key_id, cash=self._cash)
-                self.accounts[key_id] = AccountRecord(EquityLog(self.venue.now_ns, self._cash))
+                equity = EquityLog(self.venue.now_ns, self._cash)
+                self.accounts[key_id] = AccountRecord(equity, opened_ns=self.venue.now_ns, details=details)
             case Bust(key_id=key_id, execution_id=execution_id):
                 return self._take_back(key_id, execution_id)
             case ChangeSettings(key_id=key_id, settings=settings):
@@ -282,7 +304,7 @@ class ExchangeState:
 
     def _count_order(self, key_id: str) -> None:
         self.order_count += 1
-        self.lockstep.count_order(key_id)
+        self.lockstep.count_order(owner_of(key_id))  # a consumer reports the orders of all its accounts
 
     def _take_back(self, key_id: str, execution_id: str) -> TradeEvent:
         record = self.accounts[key_id]

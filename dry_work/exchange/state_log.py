@@ -117,6 +117,10 @@ class StateLog:
                 ("--matching", found.matching, wanted.matching),
                 ("trades and quotes with fingerprint", found.ticks, wanted.ticks),
                 ("--wash-trades", found.wash_trades, wanted.wash_trades),
+                ("synthetic options", found.options, wanted.options),
+                ("--assets with fingerprint", found.assets, wanted.assets),
+                ("--partial-fills", found.partial_fills, wanted.partial_fills),
+                ("--seed", found.seed, wanted.seed),
             )
             if before != now
         ]

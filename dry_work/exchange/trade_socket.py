@@ -87,7 +87,7 @@ class TradeSocket:
         self._last_event_id = last_event_id
         self._slots = ConnectionSlots(connections, stale_s=stale_s, clock=clock)
         self._faults = StreamFaults(faults, "trades")
-        self._event_faults = EventFaults(faults, _encode_event)
+        self._event_faults = EventFaults(faults, encode_event)
         self._auth_timeout_s = auth_timeout_s
         self._queue_bytes = queue_bytes
         self._sessions: set[_TradeSession] = set()
@@ -202,7 +202,7 @@ class TradeSocket:
         session.out.send(orjson.dumps({"stream": "listening", "data": answer}))
         if TRADE_UPDATES in session.streams:
             for event in missed or ():
-                session.out.send(_event_frame(_encode_event(event)))
+                session.out.send(_event_frame(encode_event(event)))
         current = self._open_slice()
         if SLICES in session.streams and current is not None:
             session.out.send(self._slice_frame(key_id, current))
@@ -234,7 +234,8 @@ class TradeSocket:
         session.out.finish(frame, code=WSCloseCode.POLICY_VIOLATION)
 
 
-def _encode_event(event: TradeEvent) -> dict[str, Any]:
+def encode_event(event: TradeEvent) -> dict[str, Any]:
+    """Return a trade event as the streams tell it."""
     body = encode_trade_event(event)
     if isinstance(event, BustEvent):
         body["previous_execution_id"] = event.previous_execution_id

@@ -20,14 +20,20 @@ from dry_work.exchange.account import (
     AlpacaAccount,
     BacktraderAccount,
     BuyingPower,
+    is_contract,
     truncate_qty,
 )
 from dry_work.exchange.alpaca_checks import AlpacaChecks, held_qty
 from dry_work.exchange.alpaca_matcher import AlpacaMatcher, Matching
+from dry_work.exchange.assets import AssetBook
 from dry_work.exchange.backtrader_matcher import BacktraderMatcher
 from dry_work.exchange.book import Book, OpenOrder
+from dry_work.exchange.chance import PartialFills
 from dry_work.exchange.identifiers import EventIds, build_account_id, build_account_number
 from dry_work.exchange.matching import BarPrices, build_bar_prices
+from dry_work.exchange.option_contracts import OptionChains
+from dry_work.exchange.option_desk import OptionDesk
+from dry_work.exchange.option_rules import Settlement
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.tick_matcher import TickSource
 from dry_work.feeds.recorded_ticks import TickRecording
@@ -71,6 +77,10 @@ class Venue:
             `ticks` against recorded quotes and trades where a slice has some; rule set `alpaca` only.
         ticks: recorded quotes and trades.
         refuse_wash_trades: rule set `alpaca` only.
+        chains: the options that trade beside the assets; rule set `alpaca` only.
+        traits: what may be done with the assets; rule set `alpaca` only.
+        partial_fills: decides which orders get a part first; rule set `alpaca` only.
+        settle: takes, with the key of the account, what becomes of options beside their orders.
     """
 
     def __init__(
@@ -86,6 +96,10 @@ class Venue:
         matching: Matching = "bars",
         ticks: TickRecording | None = None,
         refuse_wash_trades: bool = True,
+        chains: OptionChains | None = None,
+        traits: AssetBook | None = None,
+        partial_fills: PartialFills | None = None,
+        settle: Callable[[str, Settlement], None] | None = None,
     ) -> None:
         if rules not in ("backtrader", "alpaca"):
             raise ConfigError(f"there is no rule set {rules!r}: expected backtrader or alpaca")
@@ -103,7 +117,8 @@ class Venue:
         self._bars: dict[str, BarPrices] = {}  # last bar by symbol
         self._prices: dict[str, Decimal] = {}  # its close
         self._backtrader = BacktraderMatcher(bars=self._bars, prices=self._prices)
-        self._checks = AlpacaChecks(prices=self._prices, refuse_wash_trades=refuse_wash_trades)
+        self.traits = traits or AssetBook()
+        self._checks = AlpacaChecks(prices=self._prices, refuse_wash_trades=refuse_wash_trades, assets=self.traits)
         self._alpaca = AlpacaMatcher(
             checks=self._checks,
             bars=self._bars,
@@ -113,6 +128,15 @@ class Venue:
             changes_in_flight=changes_in_flight,
             matching=matching,
             ticks=None if ticks is None else TickSource(ticks),
+            partial_fills=partial_fills or PartialFills(),
+            is_overnight=self.traits.is_overnight,
+        )
+        self._options = OptionDesk(
+            chains if rules == "alpaca" else None,
+            checks=self._checks,
+            bars=self._bars,
+            prices=self._prices,
+            note=settle or (lambda key_id, settlement: None),
         )
 
     @property
@@ -214,7 +238,9 @@ class Venue:
         """
         book = self._books[key_id]
         order_rules.check_request(request)
-        if request.symbol not in self._known:
+        if is_contract(request.symbol):
+            self._options.admit(request.symbol, self.now_ns)
+        elif request.symbol not in self._known:
             raise order_rules.build_unknown_asset(request.symbol)
         if request.client_order_id in book.by_client_id:
             raise order_rules.build_duplicate_client_id()
@@ -310,6 +336,14 @@ class Venue:
         )
         return self.submit(key_id, request)
 
+    def exercise(self, key_id: str, symbol: str) -> None:
+        """Exercise the options of a position that no open order is about to sell.
+
+        Raises:
+            RefusedError: there is no such contract or position, it is short, or money or shares are missing.
+        """
+        self._options.exercise(self._books[key_id], symbol, self.now_ns)
+
     def take_back(self, key_id: str, fill: TradeEvent, rest: Sequence[TradeEvent]) -> None:
         """Take an execution back, as an exchange does with erroneous trades; rule set `alpaca` only.
 
@@ -322,6 +356,7 @@ class Venue:
         if not isinstance(book.account, AlpacaAccount):
             raise RefusedError(422, order_rules.CODE_ORDER, "executions are not taken back under the rules backtrader")
         symbol = fill.order.symbol
+        self._options.check_bust(book, symbol)
         others = [_change(other) for other in rest if other.order.symbol == symbol]
         book.account.take_back(symbol, *_change(fill), others)
         book.take_back(fill, self.now_ns)
@@ -340,6 +375,8 @@ class Venue:
             raise ValueError(
                 f"the exchange's time cannot move from {self.now_ns} to {end_ns} ns: expected a later time"
             )
+        # what ended in a night without slices is worth what its stock was at the close
+        self._options.end_contracts(self._books.values(), min((bar.ts_event_ns for bar in bars), default=end_ns))
         fresh: set[str] = set()
         for bar in bars:
             if bar.symbol not in self._known:
@@ -351,6 +388,7 @@ class Venue:
             self._prices[bar.symbol] = prices.close
             fresh.add(bar.symbol)
         start_ns, self.now_ns = self.now_ns, end_ns
+        fresh |= self._options.derive_bars(self._books.values(), fresh)
         in_session = self.rules == "alpaca" and self._alpaca.in_session(fresh, end_ns)
         for book in self._books.values():
             if self.rules == "backtrader":
@@ -358,6 +396,7 @@ class Venue:
             else:
                 self._alpaca.advance(book, fresh, start_ns, end_ns, in_session=in_session)
             book.drop_done()
+        self._options.end_contracts(self._books.values(), end_ns)
 
     def _buying_power(self, book: Book) -> BuyingPower:
         account = book.account

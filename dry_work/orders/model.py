@@ -106,6 +106,7 @@ class OrderRequest(msgspec.Struct, frozen=True, kw_only=True):
     order_class: OrderClass = OrderClass.SIMPLE
     take_profit: Decimal | None = None
     stop_loss: StopLoss | None = None
+    commission: Decimal | None = None  # dollars that the owner of a sub-account is charged, Broker API only
 
 
 class VenueOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +145,7 @@ class VenueOrder(msgspec.Struct, frozen=True, kw_only=True):
     canceled_ns: int | None = None
     expired_ns: int | None = None
     failed_ns: int | None = None
+    commission: Decimal | None = None  # dollars, Broker API only
     reject_reason: str = ""  # own field of the simulated exchange, empty elsewhere
 
 
@@ -161,8 +163,9 @@ class Replacement(msgspec.Struct, frozen=True, kw_only=True):
 class TradeEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One message of the trade_updates stream.
 
-    `event_id` sorts by time as text (a ULID). The last four are given on fills only; `price` and `qty` are those
-    of this execution, `position_qty` is signed and holds after it.
+    `event_id` sorts by time as text (a ULID). The execution and what follows it are given on fills only; `price` and
+    `qty` are those of this execution, `position_qty` is signed and holds after it. A bust or a correction names the
+    execution that it takes back or replaces; the quantity of a bust may be negative.
     """
 
     event: str  # new, fill, partial_fill, canceled, expired, rejected, ...
@@ -173,8 +176,20 @@ class TradeEvent(msgspec.Struct, frozen=True, kw_only=True):
     price: Decimal | None = None
     qty: Decimal | None = None
     position_qty: Decimal | None = None
+    previous_execution_id: str = ""
     code: int | None = None  # own fields of the simulated exchange: why an order was rejected after its submit
     message: str = ""
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution, as the account's list of activities has it."""
+
+    execution_id: str
+    order_id: str  # the venue's
+    qty: Decimal
+    price: Decimal
+    ts_event_ns: int
+    filled_qty: Decimal | None = None  # of the order after it
 
 
 class VenuePosition(msgspec.Struct, frozen=True, kw_only=True):

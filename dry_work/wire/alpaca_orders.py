@@ -88,6 +88,8 @@ def encode_order(order: VenueOrder) -> dict[str, Any]:
         "subtag": None,
         "source": None,
     }
+    if order.commission is not None:
+        body["commission"] = encode_decimal(order.commission)
     if order.reject_reason:
         body["reject_reason"] = order.reject_reason
     return body
@@ -220,6 +222,7 @@ def parse_order_request(payload: object) -> OrderRequest:
         order_class=order_class,
         take_profit=take_profit,
         stop_loss=_parse_stop_loss(payload),
+        commission=_parse_commission(payload),
     )
     _check_request(request)
     _check_exits(request)
@@ -244,6 +247,17 @@ def parse_replacement(payload: object) -> Replacement:
         client_order_id=_parse_client_order_id(payload),
         **amounts,
     )
+
+
+def _parse_commission(payload: Mapping[str, Any]) -> Decimal | None:
+    """Return what the Broker API's orders have beside those of the trading API."""
+    currency = payload.get("currency")
+    if currency not in (None, "", "USD"):
+        raise RequestError(422, CODE_REQUEST, f"currency {str(currency)[:10]} is not supported: expected USD")
+    commission = parse_request_decimal(payload, "commission")
+    if commission is not None and commission < 0:
+        raise RequestError(422, CODE_VALIDATION, "commission must be >= 0")
+    return commission
 
 
 def _parse_client_order_id(payload: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from dry_work.market.symbols import is_crypto
 from dry_work.orders.client_ids import CLIENT_ORDER_ID_LIMIT
 from dry_work.orders.model import (
     AccountSnapshot,
+    Execution,
     Replacement,
     TradeEvent,
     VenuePosition,
@@ -73,6 +74,7 @@ __all__ = [
     "parse_account",
     "parse_decimal",
     "parse_error",
+    "parse_execution",
     "parse_json",
     "parse_order",
     "parse_order_request",
@@ -89,8 +91,12 @@ def encode_trade_event(event: TradeEvent) -> dict[str, Any]:
     """Return the `data` of a trade_updates message."""
     time = encode_time(event.ts_event_ns)
     body: dict[str, Any] = {"event": event.event, "timestamp": time, "event_id": event.event_id, "at": time}
-    if event.execution_id:
-        body["execution_id"] = event.execution_id
+    for word, text in (
+        ("execution_id", event.execution_id),
+        ("previous_execution_id", event.previous_execution_id),
+    ):
+        if text:
+            body[word] = text
     for name, value in (("price", event.price), ("qty", event.qty), ("position_qty", event.position_qty)):
         if value is not None:
             body[name] = encode_decimal(value)
@@ -122,8 +128,30 @@ def parse_trade_event(payload: Mapping[str, Any]) -> TradeEvent:
         price=parse_decimal(payload.get("price")),
         qty=parse_decimal(payload.get("qty")),
         position_qty=parse_decimal(payload.get("position_qty")),
+        previous_execution_id=str(payload.get("previous_execution_id") or ""),
         code=code,
         message=str(payload.get("reject_reason") or ""),
+    )
+
+
+def parse_execution(payload: Mapping[str, Any]) -> Execution:
+    """Read a FILL of the account's activities.
+
+    Raises:
+        CodecError: when id, order, quantity, price or time is missing or malformed.
+    """
+    payload = require_object(payload, "an execution")
+    event_ns = parse_optional_time(payload, "transaction_time")
+    if event_ns is None:
+        raise CodecError("an execution has no transaction_time")
+    name = require_text(payload, "id")
+    return Execution(
+        execution_id=name.rpartition("::")[2] or name,
+        order_id=require_text(payload, "order_id"),
+        qty=require_decimal(payload, "qty"),
+        price=require_decimal(payload, "price"),
+        ts_event_ns=event_ns,
+        filled_qty=parse_decimal(payload.get("cum_qty")),
     )
 
 
@@ -202,12 +230,16 @@ def parse_account(payload: Mapping[str, Any]) -> AccountSnapshot:
 
 
 def encode_position(
-    position: VenuePosition, *, current_price: Decimal, qty_available: Decimal | None = None
+    position: VenuePosition,
+    *,
+    current_price: Decimal,
+    qty_available: Decimal | None = None,
+    contract_size: Decimal = Decimal(1),
 ) -> dict[str, Any]:
     """Return a position as Alpaca answers it: a crypto pair without its slash, a short one with negative quantity."""
     crypto = is_crypto(position.symbol)
-    cost = position.qty * position.avg_entry_price
-    value = position.qty * current_price
+    cost = position.qty * position.avg_entry_price * contract_size
+    value = position.qty * current_price * contract_size
     profit = value - cost
     ratio = profit / abs(cost) if cost else Decimal(0)
     return {

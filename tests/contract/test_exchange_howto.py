@@ -51,8 +51,17 @@ def test_the_curl_examples_trade() -> None:
 
 
 @needs_curl
+def test_the_curl_examples_of_the_broker_api_trade_for_a_sub_account() -> None:
+    account, order, canceled, everything = run_block(1)
+    assert account["cash"] == "100000"
+    assert order["commission"] == "1.5"
+    assert canceled == [{"id": order["id"], "status": 200}]
+    assert everything["positions"] == {account["id"]: []}
+
+
+@needs_curl
 def test_the_faults_of_the_page_are_set_listed_and_removed() -> None:
-    after, pair, streams, chance, listed, removed = run_block(1)
+    after, pair, streams, chance, listed, removed = run_block(2)
     assert [(row["kind"], row["when"], row["status"]) for row in after] == [("status", "after", 504)]
     assert [row["kind"] for row in (*pair, *streams)] == ["status", "latency", "duplicate", "reset"]
     assert [row["id"] for row in listed] == [f"f{number}" for number in range(1, 6 + len(chance))]
@@ -67,8 +76,9 @@ def test_the_table_of_faults_is_complete() -> None:
     assert {*KINDS, *(kind for kinds in KINDS.values() for kind in kinds)} <= named
 
 
-def test_the_python_example_trades() -> None:
-    (block,) = read_blocks("python")
+def run_python(number: int) -> str:
+    """Run a Python block of the page; return what it prints."""
+    block = read_blocks("python")[number]
     with run_exchange() as (_, environment):
         done = subprocess.run(
             [sys.executable, "-c", block],
@@ -79,10 +89,20 @@ def test_the_python_example_trades() -> None:
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"bar 2024-06-1\d .* \d+", done.stdout)
-    assert "order fill filled" in done.stdout
-    assert "position BTCUSD 0.009975" in done.stdout  # less the fee
-    assert "BTC/USD 2024-06-11 13:00:00+00:00  67000.0" in done.stdout
+    return done.stdout
+
+
+def test_the_python_example_trades() -> None:
+    printed = run_python(0)
+    assert re.search(r"bar 2024-06-1\d .* \d+", printed)
+    assert "order fill filled" in printed
+    assert "position BTCUSD 0.009975" in printed  # less the fee
+    assert "BTC/USD 2024-06-11 13:00:00+00:00  67000.0" in printed
+
+
+def test_the_python_example_of_the_broker_api_reads_events() -> None:
+    lines = run_python(1).splitlines()
+    assert lines == ["event 1 pending_new pending_new", "event 2 new new", "event 3 canceled canceled"]
 
 
 def test_every_option_that_the_page_names_exists() -> None:

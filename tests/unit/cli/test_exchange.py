@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import signal
 import socket
@@ -57,6 +59,19 @@ def test_it_prints_its_urls_shows_progress_and_sums_up_when_stopped(
     out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, err) == (code, "")
     assert "stopped after slice 0 of 390 (waiting)" in out
+
+
+def test_the_ids_of_sub_accounts_are_printed_when_they_are_asked_for(launch: Launch) -> None:
+    process = launch("--port", "0", "--speed", "max", "--key", "id:secret", "--accounts", "2")
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[1].partition("=")[2]
+    printed = [
+        re.fullmatch(r"Broker API: ALPACA_ACCOUNT_ID=(\S+) with key id\n", process.stdout.readline()) for _ in "12"
+    ]
+    credentials = base64.b64encode(b"id:secret").decode()
+    request = urllib.request.Request(f"{url}/v1/accounts?sort=asc", headers={"Authorization": f"Basic {credentials}"})
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+        assert [row["id"] for row in json.load(answer)] == [found and found[1] for found in printed]
 
 
 def test_recorded_bars_are_played_to_their_end(launch: Launch, tmp_path: Path) -> None:

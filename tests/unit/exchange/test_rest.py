@@ -124,8 +124,22 @@ async def test_the_calendar_knows_holidays_and_half_days(run_exchange: Run, conn
     client = connect(run_exchange())
     _, days = await client.call("GET", "/v2/calendar?start=2024-07-03&end=2024-07-05")
     assert days == [
-        {"date": "2024-07-03", "open": "09:30", "close": "13:00", "session_open": "0400", "session_close": "1700"},
-        {"date": "2024-07-05", "open": "09:30", "close": "16:00", "session_open": "0400", "session_close": "2000"},
+        {
+            "date": "2024-07-03", "open": "09:30", "close": "13:00", "session_open": "0400", "session_close": "1700",
+            "settlement_date": "2024-07-05",
+        },
+        {
+            "date": "2024-07-05", "open": "09:30", "close": "16:00", "session_open": "0400", "session_close": "2000",
+            "settlement_date": "2024-07-08",
+        },
+    ]  # fmt: skip
+    _, settled = await client.call("GET", "/v2/calendar?start=2024-07-05&end=2024-07-05&date_type=SETTLEMENT")
+    assert [day["date"] for day in settled] == ["2024-07-03"]
+    _, before = await client.call("GET", "/v2/calendar?start=2024-05-23&end=2024-05-28")
+    assert [(day["date"], day["settlement_date"]) for day in before] == [
+        ("2024-05-23", "2024-05-28"),
+        ("2024-05-24", "2024-05-29"),
+        ("2024-05-28", "2024-05-29"),
     ]
     assert (await client.call("GET", "/v2/calendar?start=2024-07-06&end=2024-07-07")) == (200, [])
 
