@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench deploy-demo kill-matrix fault-matrix image-test clean
 
 run: $(STAMP)
 	$(BIN)/dry-work run --symbols symbols.txt --local --speed max --report report.html
@@ -16,6 +16,22 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The life of a deployed agent on this machine: deploy, trade, upgrade, roll back, stop.
+deploy-demo: $(STAMP)
+	$(BIN)/python -m dry_work.cli.deploy_demo
+
+# A process that trades, killed at every input and output and at random moments; minutes to an hour.
+kill-matrix: $(STAMP)
+	$(BIN)/python -m tests.faults.kill_matrix
+
+# Every fault of a venue, alone and in pairs; minutes.
+fault-matrix: $(STAMP)
+	$(BIN)/python -m tests.faults.fault_matrix --jobs 4
+
+# The runtime image, built and run as a pod would; as root, with buildah and debootstrap; minutes.
+image-test: $(STAMP)
+	DRY_WORK_IMAGE_TEST=1 $(BIN)/pytest tests/deploy/test_image_run.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

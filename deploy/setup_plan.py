@@ -30,6 +30,7 @@ FUNCTIONS = (
     "listTradingAgents",
     "beginPaperTrading",
     "stopPaperTrading",
+    "tradingAgents",  # all of them by path, and the page
 )
 FOLLOW = "followBuilds"  # triggered by the messages of Cloud Build, and every minute
 BUILDS_TOPIC = "cloud-builds"  # named by Cloud Build

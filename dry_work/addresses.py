@@ -19,3 +19,9 @@ def is_loopback_host(host: str) -> bool:
 def is_loopback_url(url: str) -> bool:
     """Tell whether a URL names this machine, where a proxy is of no use."""
     return is_loopback_host(urlsplit(url).hostname or "")
+
+
+def is_alpaca_url(url: str) -> bool:
+    """Tell whether a URL is on one of Alpaca's own hosts."""
+    host = urlsplit(url).hostname or ""
+    return host == "alpaca.markets" or host.endswith(".alpaca.markets")

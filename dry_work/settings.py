@@ -10,6 +10,7 @@ import datetime as dt
 import os
 import re
 import tomllib
+import uuid
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -25,7 +26,10 @@ from dry_work.orders.risk_limits import SETTING_NAMES, RiskLimits, RiskValueErro
 
 PAPER_URL = "https://paper-api.alpaca.markets"
 LIVE_URL = "https://api.alpaca.markets"
+BROKER_SANDBOX_URL = "https://broker-api.sandbox.alpaca.markets"
+BROKER_LIVE_URL = "https://broker-api.alpaca.markets"
 DATA_URL = "https://data.alpaca.markets"
+DATA_SANDBOX_URL = "https://data.sandbox.alpaca.markets"  # for keys of the Broker API's sandbox
 MARKET_TOPIC = "market-data"
 CRYPTO_TOPIC = "crypto-data"
 POD_STATE_DIR = Path("/var/lib/trading-agent")
@@ -86,6 +90,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     pubsub_endpoint: str | None = None
     credentials: Credentials | None = None
     alpaca_url: str = PAPER_URL
+    account_id: str = ""  # of the Broker API; empty: the key's own account
     data_url: str = DATA_URL
     request_timeout_s: float = 10.0
     risk: RiskLimits | None = RiskLimits()  # None: no gate, only with `local`
@@ -195,6 +200,30 @@ def parse_agent_id(text: str) -> str:
     if not _AGENT_ID.fullmatch(text):
         raise ConfigError(f"AGENT_ID {text!r}: expected 1 to 63 letters, digits, - or _, the first a letter or digit")
     return text
+
+
+def parse_account_id(text: str) -> str:
+    """Return the id of an account of the Broker API; empty for an empty text.
+
+    Raises:
+        ConfigError: when it is no UUID.
+    """
+    if not text:
+        return ""
+    try:
+        return str(uuid.UUID(text.strip()))
+    except ValueError:
+        raise ConfigError(
+            f"ALPACA_ACCOUNT_ID {text!r}: expected the id of an account of the Broker API, a UUID. "
+            "Unset it to trade with the key's own account"
+        ) from None
+
+
+def choose_venue_urls(account_id: str, *, live: bool) -> tuple[str, str]:
+    """Return the base URLs of Alpaca's API and of its market data for an account."""
+    if account_id:
+        return (BROKER_LIVE_URL, DATA_URL) if live else (BROKER_SANDBOX_URL, DATA_SANDBOX_URL)
+    return (LIVE_URL if live else PAPER_URL), DATA_URL
 
 
 def parse_url(text: str, *, name: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
@@ -364,20 +393,45 @@ def choose_state_dir(given: str | None, *, agent_id: str, pod_dir: Path = POD_ST
     return DEFAULT_STATE_DIR, False
 
 
-def check_live(credentials: Credentials, alpaca_url: str, *, live: bool) -> None:
-    """Refuse a live run without a live key and address, and a paper run with one of them.
+def check_live(credentials: Credentials, alpaca_url: str, *, live: bool, account_id: str = "") -> None:
+    """Refuse a live run without a live key and address, a paper run with one of them, and the other API's address.
 
     Raises:
         ConfigError: saying what does not match.
     """
     host = urlsplit(alpaca_url).hostname or ""
-    if live and host == urlsplit(PAPER_URL).hostname:
-        raise ConfigError("--live is given, but ALPACA_URL is the paper address: leave out one of them")
-    if not live and host == urlsplit(LIVE_URL).hostname:
+    trading, broker = (_hosts(PAPER_URL, LIVE_URL), _hosts(BROKER_SANDBOX_URL, BROKER_LIVE_URL))
+    if account_id and host in trading:
         raise ConfigError(
-            "ALPACA_URL is the live address, but --live is not given; Dry Work trades on paper without it"
+            "ALPACA_ACCOUNT_ID is set, which is for the Broker API, but ALPACA_URL is the Trading API: "
+            "unset ALPACA_ACCOUNT_ID to trade with the key's own account, or unset ALPACA_URL"
+        )
+    if not account_id and host in broker:
+        raise ConfigError(
+            "ALPACA_URL is the Broker API, which needs an account: set ALPACA_ACCOUNT_ID, or unset ALPACA_URL"
+        )
+    if live and host in (trading[0], broker[0]):
+        raise ConfigError(
+            f"--live is given, but ALPACA_URL is the {_paper_name(account_id)} address: leave out one of them"
+        )
+    if not live and host in (trading[1], broker[1]):
+        raise ConfigError(
+            f"ALPACA_URL is the live address, but --live is not given; Dry Work trades {_paper_place(account_id)} "
+            "without it"
         )
     if live and credentials.key.startswith("PK"):
         raise ConfigError("--live is given, but ALPACA_API_KEY is a paper key (it begins with PK)")
     if not live and credentials.key.startswith("AK"):
         raise ConfigError("ALPACA_API_KEY is a live key (it begins with AK), but --live is not given")
+
+
+def _hosts(*urls: str) -> tuple[str, ...]:
+    return tuple(urlsplit(url).hostname or "" for url in urls)
+
+
+def _paper_name(account_id: str) -> str:
+    return "sandbox" if account_id else "paper"
+
+
+def _paper_place(account_id: str) -> str:
+    return "in the sandbox" if account_id else "on paper"

@@ -1,7 +1,7 @@
 """HTTP entry points of the deploy service for Cloud Functions, and the one that follows builds.
 
 Each function of the service is a target of its own name: `functions-framework --target deployTradingAgent`. The target
-`tradingAgents` serves all of them in one place, by the last part of the path.
+`tradingAgents` serves all of them in one place, by the last part of the path, and the web page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if not (Path(__file__).parent / "deploy").is_dir():
     sys.path.append(str(Path(__file__).parents[1]))
 
 from deploy.factory import build_api
-from deploy.http import FUNCTIONS, Api, Request
+from deploy.http import FUNCTIONS, Api, Request, Response
+from deploy.page import page_response, page_settings
 
 _lock = threading.Lock()
 _api: Api | None = None
@@ -51,6 +52,21 @@ def serve(name: str, request: flask.Request) -> flask.Response:
             query=request.args.to_dict(),
         ),
     )
+    return _answer(response)
+
+
+def serve_page(request: flask.Request) -> flask.Response | None:
+    """Answer a request of a file of the page; None when it is for none."""
+    response = page_response(
+        request.path,
+        method=request.method,
+        headers={key.lower(): value for key, value in request.headers.items()},
+        settings=page_settings(api().service.settings),
+    )
+    return None if response is None else _answer(response)
+
+
+def _answer(response: Response) -> flask.Response:
     return flask.Response(response.body, response.status, dict(response.headers))
 
 
@@ -67,8 +83,9 @@ globals().update({name: _entry(name) for name in FUNCTIONS})
 
 @functions_framework.http  # type: ignore[untyped-decorator]
 def tradingAgents(request: flask.Request) -> flask.Response:  # noqa: N802 - the name is the target
-    """Serve every function in one place: `POST /deployTradingAgent`."""
-    return serve(request.path.rstrip("/").rpartition("/")[2], request)
+    """Serve every function in one place, `POST /deployTradingAgent`, and the page: `GET /`."""
+    page = serve_page(request) if request.method in ("GET", "HEAD") else None
+    return page or serve(request.path.rstrip("/").rpartition("/")[2], request)
 
 
 @functions_framework.cloud_event  # type: ignore[untyped-decorator]

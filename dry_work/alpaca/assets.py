@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dry_work.alpaca.trading import TradingApi
+from dry_work.alpaca.venue_api import VenueApi
 from dry_work.errors import ConfigError
 
 # From so many symbols on, one list of all assets costs fewer requests of the venue's 200 a minute.
 MOST_LOOK_UPS = 40
 
 
-def check_symbols(symbols: Sequence[str], api: TradingApi, *, most_look_ups: int = MOST_LOOK_UPS) -> None:
+def check_symbols(symbols: Sequence[str], api: VenueApi, *, most_look_ups: int = MOST_LOOK_UPS) -> None:
     """Make sure that the venue knows and trades every symbol.
 
     Raises:
         ConfigError: naming the symbols that it does not know or does not trade.
-        BrokerError: as `TradingApi.call` raises it.
+        BrokerError: as `VenueApi.call` raises it.
     """
     known: dict[str, bool | None]
     if len(symbols) <= most_look_ups:

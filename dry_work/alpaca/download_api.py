@@ -20,7 +20,7 @@ from alpaca.data.historical.option import OptionHistoricalDataClient
 from dry_work.alpaca.download_pages import Page, read_page
 from dry_work.alpaca.download_plan import PAGE_ROWS, TIMEFRAMES, Unit
 from dry_work.alpaca.limits import Priority, RateLimiter
-from dry_work.alpaca.trading import prepare_client
+from dry_work.alpaca.venue_api import prepare_client
 from dry_work.backoff import Backoff
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import CodecError, ConfigError, DryWorkError, FeedError, VenueAuthError

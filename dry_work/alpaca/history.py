@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,9 +13,10 @@ from alpaca.data.historical import CryptoHistoricalDataClient, StockHistoricalDa
 from alpaca.data.requests import CryptoBarsRequest, StockBarsRequest
 from alpaca.data.timeframe import TimeFrame
 
-from dry_work.alpaca.trading import TradingApi, prepare_client
+from dry_work.alpaca.limits import Priority, shared_limiter
+from dry_work.alpaca.venue_api import PATIENCE_S, VenueApi, prepare_client
 from dry_work.clock import SECOND_NS
-from dry_work.errors import BrokerUnavailableError, ConfigError, VenueAuthError
+from dry_work.errors import BrokerUnavailableError, ConfigError, RateLimitedError, VenueAuthError
 from dry_work.market.messages import Bar, Slice
 from dry_work.market.symbols import is_crypto, is_option
 from dry_work.settings import Credentials
@@ -33,15 +34,28 @@ class BarHistory:
         api: asked for the venue's time.
         data_url: base URL of the market-data API.
         feed: of stocks.
+        is_broker: the credentials are those of a broker.
         timeout_s: of each request.
     """
 
     def __init__(
-        self, credentials: Credentials, *, api: TradingApi, data_url: str, feed: str = "iex", timeout_s: float = 10.0
+        self,
+        credentials: Credentials,
+        *,
+        api: VenueApi,
+        data_url: str,
+        feed: str = "iex",
+        is_broker: bool = False,
+        timeout_s: float = 10.0,
     ) -> None:
         keys = (credentials.key, credentials.secret)
-        stocks = StockHistoricalDataClient(*keys, raw_data=True, url_override=data_url)
-        crypto = CryptoHistoricalDataClient(*keys, raw_data=True, url_override=data_url)
+        options: dict[str, Any] = {"raw_data": True, "url_override": data_url, "use_basic_auth": is_broker}
+        stocks = StockHistoricalDataClient(*keys, **options)
+        crypto = CryptoHistoricalDataClient(*keys, **options)
+        self._limiter = shared_limiter(data_url, credentials.key, api="data")
+        self._answer: tuple[int, Mapping[str, str]] | None = None
+        for client in (stocks, crypto):
+            client._session.hooks["response"].append(self._keep_answer)
         self._stocks = prepare_client(stocks, url=data_url, timeout_s=timeout_s)
         self._crypto = prepare_client(crypto, url=data_url, timeout_s=timeout_s)
         self._api = api
@@ -53,7 +67,8 @@ class BarHistory:
 
         Raises:
             VenueAuthError: the credentials were refused.
-            BrokerUnavailableError: the API did not answer as it should.
+            RateLimitedError: the request budget of the key is spent, for long.
+        BrokerUnavailableError: the API did not answer as it should.
         """
         if count <= 0:
             return []
@@ -84,12 +99,28 @@ class BarHistory:
             "limit": count + 1,
             "sort": Sort.DESC,
         }
-        if is_crypto(symbol):
-            found = self._crypto.get_crypto_bars(CryptoBarsRequest(**window))
-        else:
-            found = self._stocks.get_stock_bars(StockBarsRequest(**window, feed=self._feed))
+        if not self._limiter.acquire(Priority.POLLING, timeout_s=PATIENCE_S):
+            raise RateLimitedError(f"the request budget of this key at {self._data_url} is spent", http_status=None)
+        self._answer = None
+        try:
+            if is_crypto(symbol):
+                found = self._crypto.get_crypto_bars(CryptoBarsRequest(**window))
+            else:
+                found = self._stocks.get_stock_bars(StockBarsRequest(**window, feed=self._feed))
+        finally:
+            self._settle()
         bars = [parse_bar_item({"T": "b", "S": symbol, **row}, recv_ns=0) for row in found.get(symbol, [])]
         return sorted((bar for bar in bars if bar.end_ns <= now_ns), key=lambda bar: bar.ts_event_ns)[-count:]
+
+    def _settle(self) -> None:
+        """Tell the limiter what became of the request."""
+        if self._answer is None:
+            self._limiter.drop()
+        else:
+            self._limiter.observe(*self._answer)
+
+    def _keep_answer(self, response: Any, **_: Any) -> None:
+        self._answer = (int(response.status_code), dict(response.headers))
 
 
 def group_slices(bars: Sequence[Bar]) -> list[Slice]:

@@ -2,7 +2,7 @@
 
 `RateLimit` is pure: its times are passed in, and one thread at a time uses it. `RateLimiter` is the thread-safe shell
 that waits, the most urgent first. One key has one limiter for each API (trading, market data), however many clients use
-it: Alpaca counts by account and API.
+it: Alpaca counts by account and API. `shared_limiter` gives all clients of a process the same one.
 
 Alpaca tells in every answer `X-RateLimit-Limit` (requests a minute), `X-RateLimit-Remaining` and `X-RateLimit-Reset`
 (seconds since 1970), and refuses with 429 what goes beyond. https://docs.alpaca.markets/docs/usage-limits-api-calls
@@ -13,15 +13,19 @@ from __future__ import annotations
 import heapq
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
+from weakref import WeakValueDictionary
 
+from dry_work.addresses import is_alpaca_url
 from dry_work.clock import SECOND_NS, Clock, SystemClock
 
 DEFAULT_LIMIT = 200  # requests a minute, what Alpaca grants without a subscription
 WINDOW_S = 60.0
 REFUSED_WAIT_S = 1.0  # after a 429 that names no time
+
+CLAIM_S = 5.0  # who was told to wait comes back within this time after it, and is not overtaken until then
 
 _LONGEST_RESET_S = 2 * WINDOW_S  # a reset further away is a wrong clock
 _LEAST_EPOCH_S = 1e9  # a reset below is meant as seconds from now
@@ -30,13 +34,14 @@ _LEAST_EPOCH_S = 1e9  # a reset below is meant as seconds from now
 class Priority(IntEnum):
     """How urgent a request is. The less urgent leave a share of the budget to the others."""
 
-    ORDERS = 0
-    LOOK_UPS = 1
-    POLLING = 2
+    BRAKE = 0  # halting and flattening
+    ORDERS = 1  # orders, replacements and cancellations
+    LOOK_UPS = 2  # what became of an order
+    POLLING = 3  # account, history and all else
 
 
-# Share of the limit that a request leaves to more urgent ones.
-SHARED = {Priority.ORDERS: 0.0, Priority.LOOK_UPS: 0.1, Priority.POLLING: 0.25}
+# Share of the limit that a request leaves to more urgent ones: what stops a runaway strategy has to get through.
+SHARED = {Priority.BRAKE: 0.0, Priority.ORDERS: 0.05, Priority.LOOK_UPS: 0.1, Priority.POLLING: 0.25}
 UNSHARED = dict.fromkeys(Priority, 0.0)
 
 
@@ -46,11 +51,14 @@ class RateLimit:
     Every request is taken by `take`, and then either answered (`observe`) or lost (`drop`).
 
     Args:
-        limit: requests a minute until an answer tells it.
+        limit: requests a minute until an answer tells it. None is for a venue that need not limit at all: only what
+            its last answer says remains, until its reset, is kept to.
         shares: share of the limit that each priority leaves to more urgent ones.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, *, shares: Mapping[Priority, float] = SHARED) -> None:
+    def __init__(self, limit: int | None = DEFAULT_LIMIT, *, shares: Mapping[Priority, float] = SHARED) -> None:
+        self._predicts = limit is not None
+        limit = DEFAULT_LIMIT if limit is None else limit
         if limit < 1:
             raise ValueError(f"limit {limit} is below 1")
         if any(not 0 <= share < 1 for share in shares.values()):
@@ -58,7 +66,7 @@ class RateLimit:
         self.limit = limit
         self.in_flight = 0
         self._shares = dict(shares)
-        self._tokens = float(limit)
+        self._tokens = float(limit) if self._predicts else math.inf
         self._updated_s: float | None = None
         self._blocked_until_s = -math.inf
         self._reset_at_s = math.inf  # when the venue's window begins anew
@@ -71,6 +79,8 @@ class RateLimit:
         missing = self._threshold(priority) - self._tokens
         if missing <= 0:
             return 0.0
+        if not self._predicts:
+            return max(min(self._reset_at_s - now_s, WINDOW_S), 1e-6)
         return max(min(missing * WINDOW_S / self.limit, self._reset_at_s - now_s), 1e-6)
 
     def take(self, now_s: float) -> None:
@@ -100,18 +110,32 @@ class RateLimit:
         reset_s = parse_reset(lowered, time_s=time_s)
         if limit and limit != self.limit:
             self.limit = limit
-            # The tokens were those of another limit: what remains is known, or it is all of it.
-            self._tokens = float(limit if remaining is None else remaining) - self.in_flight
+            if self._predicts:
+                # The tokens were those of another limit: what remains is known, or it is all of it.
+                self._tokens = float(limit if remaining is None else remaining) - self.in_flight
         if reset_s is not None:
             self._reset_at_s = now_s + reset_s
-        if remaining is not None:
-            self._tokens = min(self._tokens, float(remaining - self.in_flight))
+        if remaining is not None and (self._predicts or reset_s is not None):
+            known = float(remaining - self.in_flight)
+            self._tokens = min(self._tokens, known) if self._predicts else known
             if remaining == 0 and reset_s is not None:
                 self._block(now_s + reset_s)
         if status == 429:
-            self._tokens = min(self._tokens, 0.0)
-            retry_s = parse_retry_after(lowered, time_s=time_s)
-            self._block(now_s + max(retry_s if retry_s is not None else reset_s or 0.0, REFUSED_WAIT_S))
+            self._take_refusal(parse_retry_after(lowered, time_s=time_s), remaining, reset_s, now_s=now_s)
+
+    def _take_refusal(
+        self, retry_s: float | None, remaining: int | None, reset_s: float | None, *, now_s: float
+    ) -> None:
+        # With something left, it is not the budget that is spent, and its reset says nothing.
+        is_spent = not remaining
+        if retry_s is None and is_spent:
+            retry_s = reset_s
+        if self._predicts:
+            if is_spent:
+                self._tokens = min(self._tokens, 0.0)
+            self._block(now_s + max(retry_s or 0.0, REFUSED_WAIT_S))
+        elif retry_s is not None:
+            self._block(now_s + retry_s)
 
     def _block(self, until_s: float) -> None:
         self._blocked_until_s = max(self._blocked_until_s, until_s)
@@ -126,7 +150,7 @@ class RateLimit:
         if now_s >= self._reset_at_s:
             self._tokens = float(self.limit - self.in_flight)
             self._reset_at_s = math.inf
-        elif now_s > self._updated_s:
+        elif now_s > self._updated_s and self._predicts:
             grown = self._tokens + (now_s - self._updated_s) * self.limit / WINDOW_S
             self._tokens = max(self._tokens, min(grown, float(self.limit)))
         if now_s >= self._blocked_until_s > self._updated_s:
@@ -135,13 +159,17 @@ class RateLimit:
 
 
 class RateLimiter:
-    """A `RateLimit` for threads: the most urgent request goes first, those of one priority in their order."""
+    """A `RateLimit` for threads: the most urgent request goes first, those of one priority in their order.
+
+    Who has waited for a whole window needs to leave no more than an order does, so that nobody waits for ever.
+    """
 
     def __init__(self, limit: RateLimit | None = None, *, clock: Clock | None = None) -> None:
         self._limit = limit or RateLimit()
         self._clock = clock or SystemClock()
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, int]] = []  # heap of (priority, number)
+        self._claims: dict[Priority, float] = {}  # until when those are waited for who look again by themselves
         self._number = 0
 
     @property
@@ -150,33 +178,64 @@ class RateLimiter:
         return self._limit.limit
 
     def try_take(self, priority: Priority = Priority.ORDERS) -> float:
-        """Take a request and return 0, or return the seconds after which to try again."""
+        """Take a request and return 0, or return the seconds after which to try again.
+
+        Until then, and for `CLAIM_S` after it, nobody who is less urgent goes first.
+        """
         with self._changed:
             if self._waiting and self._waiting[0][0] < priority:
                 return REFUSED_WAIT_S / 10
-            return self._take(priority)
+            now_s = self._clock.monotonic()
+            wait_s = self._claimed_s(priority, now_s) or self._take(priority)
+            if wait_s:
+                self._claims[priority] = now_s + wait_s + CLAIM_S
+            return wait_s
 
-    def acquire(self, priority: Priority = Priority.ORDERS, *, timeout_s: float) -> bool:
-        """Take a request, after waiting for at most `timeout_s` seconds; tell whether it was taken."""
+    def acquire(
+        self,
+        priority: Priority = Priority.ORDERS,
+        *,
+        timeout_s: float,
+        is_abandoned: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Take a request, after waiting for at most `timeout_s` seconds; tell whether it was taken.
+
+        Args:
+            priority: of the request.
+            timeout_s: longest wait.
+            is_abandoned: tells that the request is not wanted any more; asked again after `wake`.
+        """
         with self._changed:
-            end_s = self._clock.monotonic() + timeout_s
+            since_s = self._clock.monotonic()
             self._number += 1
             mine = (int(priority), self._number)
             heapq.heappush(self._waiting, mine)
             try:
-                while True:
-                    is_first = self._waiting[0] == mine
-                    wait_s = self._take(priority) if is_first else math.inf
+                while not is_abandoned():
+                    now_s = self._clock.monotonic()
+                    aged_s = since_s + WINDOW_S - now_s
+                    if self._waiting[0] != mine:
+                        wait_s = math.inf
+                    elif aged_s <= 0:
+                        wait_s = self._take(min(priority, Priority.ORDERS))
+                    else:
+                        wait_s = min(self._claimed_s(priority, now_s) or self._take(priority), aged_s)
                     if not wait_s:
                         return True
-                    left_s = end_s - self._clock.monotonic()
+                    left_s = since_s + timeout_s - now_s
                     if left_s <= 0:
                         return False
                     self._changed.wait(min(wait_s, left_s))
+                return False
             finally:
                 self._waiting.remove(mine)
                 heapq.heapify(self._waiting)
                 self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let those who wait ask whether they are abandoned."""
+        with self._changed:
+            self._changed.notify_all()
 
     def observe(self, status: int, headers: Mapping[str, str]) -> None:
         """Learn from the answer to a request that was taken."""
@@ -191,12 +250,37 @@ class RateLimiter:
             self._limit.drop()
             self._changed.notify_all()
 
+    def _claimed_s(self, priority: Priority, now_s: float) -> float:
+        """Return the seconds for which somebody more urgent is waited for."""
+        return max([0.0, *(until_s - now_s for who, until_s in self._claims.items() if who < priority)])
+
     def _take(self, priority: Priority) -> float:
         now_s = self._clock.monotonic()
         wait_s = self._limit.wait_s(now_s, priority)
         if not wait_s:
             self._limit.take(now_s)
+            self._claims.pop(priority, None)
         return wait_s
+
+
+_limiters: WeakValueDictionary[tuple[str, str, str], RateLimiter] = WeakValueDictionary()
+_limiters_lock = threading.Lock()
+
+
+def shared_limiter(url: str, key: str, *, api: str = "trading") -> RateLimiter:
+    """Return the limiter of a key, the same one for all its clients in this process as long as one of them holds it.
+
+    Args:
+        url: base URL of the API. Alpaca's own begin with `DEFAULT_LIMIT`; others limit only by their answers.
+        key: id of the key.
+        api: trading or data, which Alpaca counts apart.
+    """
+    with _limiters_lock:
+        name = (url.rstrip("/"), key, api)
+        limiter = _limiters.get(name)
+        if limiter is None:
+            limiter = _limiters[name] = RateLimiter(RateLimit(DEFAULT_LIMIT if is_alpaca_url(url) else None))
+        return limiter
 
 
 def parse_retry_after(headers: Mapping[str, str], *, time_s: float) -> float | None:

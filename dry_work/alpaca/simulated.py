@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
-from dry_work.alpaca.trading import TradingApi
+from dry_work.addresses import is_alpaca_url as is_alpaca
+from dry_work.alpaca.venue_api import VenueApi
 from dry_work.errors import BrokerUnavailableError, ConfigError, OrderRejectedError, OutcomeUnknownError
+
+__all__ = ["ExchangeControl", "ExchangeSession", "is_alpaca"]
 
 
 class ExchangeSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,16 +29,10 @@ class ExchangeSession(msgspec.Struct, frozen=True, kw_only=True):
     end: str
 
 
-def is_alpaca(url: str) -> bool:
-    """Tell whether a URL is one of Alpaca's own hosts, which are never asked for a simulated session."""
-    host = urlsplit(url).hostname or ""
-    return host == "alpaca.markets" or host.endswith(".alpaca.markets")
-
-
 class ExchangeControl:
-    """The simulated exchange's own interface, on the connection of a `TradingApi`. One thread at a time."""
+    """The simulated exchange's own interface, on the connection of a `VenueApi`. One thread at a time."""
 
-    def __init__(self, api: TradingApi) -> None:
+    def __init__(self, api: VenueApi) -> None:
         self._api = api
 
     def session(self) -> ExchangeSession | None:

@@ -1,4 +1,6 @@
-"""Alpaca's trade_updates stream: events as values, on a thread of its own.
+"""Streams of trade events as values, each on a thread of its own; here Alpaca's trade_updates WebSocket.
+
+`EventStream` is what a stream has to be for the broker; `BrokerTradeEvents` is the other one.
 
 Alpaca-py's `TradingStream` does not fit here: it does not tell when it is listening, nor that it has reconnected, after
 which what was missed has to be fetched; it keeps a refusal of the credentials to itself and tries again for ever; and
@@ -20,8 +22,9 @@ import json
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -31,7 +34,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from dry_work.addresses import is_loopback_url
 from dry_work.backoff import CAP_S, Backoff
-from dry_work.errors import BrokerUnavailableError, CodecError, VenueAuthError
+from dry_work.errors import BrokerUnavailableError, CodecError, RateLimitedError, VenueAuthError
 from dry_work.orders.model import TradeEvent
 from dry_work.wire.alpaca_rest import parse_json, parse_trade_event
 
@@ -44,6 +47,7 @@ _PING_INTERVAL_S = 10.0
 _PING_TIMEOUT_S = 20.0
 _CLOSE_TIMEOUT_S = 1.0
 _SLOW_RETRY_S = 30.0  # after a refusal of the credentials
+_LONGEST_RETRY_AFTER_S = 300.0
 _MAX_FRAME_BYTES = 4 * 1024 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -56,28 +60,26 @@ class SliceMark(msgspec.Struct, frozen=True):
     account_event_id: str  # the last one of this account so far, empty when none
 
 
-class TradeUpdates:
-    """The stream of one account. `start`, `wait_listening`, `stop` and the attributes may be used from any thread.
+class EventStream(ABC):
+    """The trade events of one account. `start`, `wait_listening`, `stop` and the attributes may be used by any thread.
 
     Args:
         url: whole URL of the endpoint.
-        api_key, secret_key: credentials; never part of an error or of `repr`.
         on_event: takes every event, in order, on the stream's thread.
         on_listening: called after every (re)connect, once events flow; its argument counts the connections from 1.
         on_unreadable: called when an event could not be read.
         on_failure: called once when the thread dies.
-        on_slice: takes what the simulated exchange tells of slices, which is asked for only when this is given; then a
-            reconnect is asked to go on where the connection before it ended.
+        on_slice: takes what the simulated exchange tells of slices, if it is wanted.
         longest_wait_s: between two tries to connect.
         rng: for the waits between connections.
     """
+
+    name = "trade events"  # of the thread, and in the log
 
     def __init__(
         self,
         url: str,
         *,
-        api_key: str,
-        secret_key: str,
         on_event: Callable[[TradeEvent], None],
         on_listening: Callable[[int], None],
         on_unreadable: Callable[[CodecError], None],
@@ -87,8 +89,6 @@ class TradeUpdates:
         rng: random.Random | None = None,
     ) -> None:
         self.url = url
-        self._api_key = api_key
-        self._secret_key = secret_key
         self._on_event = on_event
         self._on_listening = on_listening
         self._on_unreadable = on_unreadable
@@ -108,11 +108,11 @@ class TradeUpdates:
         self.counters: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"TradeUpdates({self.url!r})"
+        return f"{type(self).__name__}({self.url!r})"
 
     def start(self) -> None:
         """Begin to connect."""
-        self._thread = threading.Thread(target=self._run_thread, name="trade updates", daemon=True)
+        self._thread = threading.Thread(target=self._run_thread, name=self.name, daemon=True)
         self._thread.start()
 
     def wait_listening(self, timeout_s: float) -> None:
@@ -152,7 +152,16 @@ class TradeUpdates:
                 loop.call_soon_threadsafe(task.cancel)
         thread.join(timeout_s)
         if thread.is_alive():
-            _log.warning("trade updates did not stop in time", timeout_s=timeout_s)
+            _log.warning("a stream did not stop in time", stream=self.name, timeout_s=timeout_s)
+
+    @abstractmethod
+    async def _listen(self) -> None:
+        """Connect, and take events until the connection ends; `_take_until_dropped` once events flow.
+
+        Raises:
+            VenueAuthError: the credentials were refused.
+            BrokerUnavailableError, RateLimitedError, OSError, TimeoutError: the connection was lost or not made.
+        """
 
     # The thread
 
@@ -162,7 +171,7 @@ class TradeUpdates:
         except asyncio.CancelledError:
             pass
         except BaseException as error:
-            _log.exception("trade updates failed")
+            _log.exception("a stream failed", stream=self.name)
             self._on_failure(error)
         finally:
             self._set_state(connected=False)
@@ -172,22 +181,92 @@ class TradeUpdates:
         self._task = asyncio.current_task()
         self._dropped = asyncio.Event()
         while True:
-            slow = False
+            longest_s = 0.0
             try:
-                async with self._open() as socket:
-                    await self._read(socket)
+                await self._listen()
                 self._set_state(connected=False, error=BrokerUnavailableError("the stream was closed"))
             except VenueAuthError as error:
-                slow = True
+                longest_s = _SLOW_RETRY_S
                 self._set_state(connected=False, error=error)
-                _log.error("trade updates refused the credentials", retry_s=_SLOW_RETRY_S)
-            except (OSError, WebSocketException, TimeoutError, BrokerUnavailableError) as error:
+                _log.error("a stream refused the credentials", stream=self.name, retry_s=longest_s)
+            except (OSError, TimeoutError, BrokerUnavailableError, RateLimitedError) as error:
+                if isinstance(error, RateLimitedError):
+                    longest_s = min(error.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S)
                 self._set_state(connected=False, error=error)
-            wait_s = self._backoff.next_wait_s(time.monotonic())
+            wait_s = max(self._backoff.next_wait_s(time.monotonic()), longest_s)
             self.counters["reconnects"] += 1
-            if not slow:
-                _log.warning("trade updates disconnected", error=str(self._error), retry_s=round(wait_s, 2))
-            await asyncio.sleep(_SLOW_RETRY_S if slow else wait_s)
+            if longest_s != _SLOW_RETRY_S:
+                _log.warning(
+                    "a stream is disconnected", stream=self.name, error=str(self._error), retry_s=round(wait_s, 2)
+                )
+            await asyncio.sleep(wait_s)
+
+    async def _take_until_dropped(self, take_all: Coroutine[Any, Any, None]) -> None:
+        """Tell that events flow, and await `take_all`, or a word to drop the connection."""
+        self._backoff.mark_connected(time.monotonic())
+        self._dropped.clear()
+        self.connections += 1
+        self._set_state(connected=True)
+        self._on_listening(self.connections)
+        dropped = asyncio.create_task(self._dropped.wait())
+        reading = asyncio.create_task(take_all)
+        try:
+            await asyncio.wait({dropped, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+        finally:
+            for task in (dropped, reading):
+                task.cancel()
+            await asyncio.gather(dropped, reading, return_exceptions=True)
+
+    def _tell_unreadable(self, error: CodecError) -> None:
+        self.counters["unreadable"] += 1
+        _log.warning("a trade event cannot be read", stream=self.name, reason=error.reason)
+        self._on_unreadable(error)
+
+    def _drop(self) -> None:
+        self._dropped.set()
+
+    def _set_state(self, *, connected: bool, error: Exception | None = None) -> None:
+        with self._changed:
+            self.connected = connected
+            if error is not None or connected:
+                self._error = error
+            self._changed.notify_all()
+
+
+class TradeUpdates(EventStream):
+    """The trade_updates stream of the key's own account.
+
+    Args:
+        url: whole URL of the endpoint.
+        api_key, secret_key: credentials; never part of an error or of `repr`.
+        on_slice: takes what the simulated exchange tells of slices, which is asked for only when this is given; then a
+            reconnect is asked to go on where the connection before it ended.
+        options: as `EventStream` takes them.
+    """
+
+    name = "trade updates"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str,
+        secret_key: str,
+        on_slice: Callable[[SliceMark], None] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(url, on_slice=on_slice, **options)
+        self._api_key = api_key
+        self._secret_key = secret_key
+
+    async def _listen(self) -> None:
+        try:
+            async with self._open() as socket:
+                await self._read(socket)
+        except WebSocketException as error:
+            raise BrokerUnavailableError(f"{type(error).__name__}: {error}") from error
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[ClientConnection]:
@@ -232,21 +311,7 @@ class TradeUpdates:
         self.resumed = answer.get("resumed") is True
         if not self.resumed and isinstance(answer.get("event_id"), str):
             self.position = answer["event_id"]
-        self._backoff.mark_connected(time.monotonic())
-        self._dropped.clear()
-        self.connections += 1
-        self._set_state(connected=True)
-        self._on_listening(self.connections)
-        dropped = asyncio.create_task(self._dropped.wait())
-        reading = asyncio.create_task(self._take_all(socket))
-        try:
-            await asyncio.wait({dropped, reading}, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-        finally:
-            for task in (dropped, reading):
-                task.cancel()
-            await asyncio.gather(dropped, reading, return_exceptions=True)
+        await self._take_until_dropped(self._take_all(socket))
 
     async def _take_all(self, socket: ClientConnection) -> None:
         async for frame in socket:
@@ -274,25 +339,13 @@ class TradeUpdates:
                 return message
             event = parse_trade_event(message.get("data") or {})
         except CodecError as error:
-            self.counters["unreadable"] += 1
-            _log.warning("a trade update cannot be read", reason=error.reason)
-            self._on_unreadable(error)
+            self._tell_unreadable(error)
             return None
         self.counters["events"] += 1
         self._on_event(event)
         if self.position is not None:
             self.position = max(self.position, event.event_id)
         return None
-
-    def _drop(self) -> None:
-        self._dropped.set()
-
-    def _set_state(self, *, connected: bool, error: Exception | None = None) -> None:
-        with self._changed:
-            self.connected = connected
-            if error is not None or connected:
-                self._error = error
-            self._changed.notify_all()
 
 
 def _parse_slice(message: dict[str, Any]) -> SliceMark:

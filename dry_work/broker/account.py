@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 import structlog
 
 from dry_work.backoff import Backoff
+from dry_work.broker.account_history import fetch_history
 from dry_work.errors import BrokerError, VenueAuthError
 from dry_work.orders.model import AccountSnapshot, VenueOrder, VenuePosition
 
@@ -29,11 +30,12 @@ _log = structlog.get_logger(__name__)
 
 
 class AccountVenue(Protocol):
-    """What the keeper asks of the venue; see `dry_work.alpaca.trading.TradingApi`."""
+    """What the keeper asks of the venue; see `dry_work.alpaca.venue_api.VenueApi`."""
 
     def account(self) -> AccountSnapshot: ...
     def positions(self) -> list[VenuePosition]: ...
     def open_orders(self) -> list[VenueOrder]: ...
+    def call(self, method: str, path: str, data: Mapping[str, object] | None = None) -> Any: ...
     def close(self) -> None: ...
 
 
@@ -44,15 +46,30 @@ class AccountState(msgspec.Struct, frozen=True):
     positions: tuple[VenuePosition, ...]
     open_orders: tuple[VenueOrder, ...]
     fills_received: int  # before it was fetched
+    history: tuple[VenueOrder, ...] = ()  # the newest orders of some symbols, of all states
+    history_of: frozenset[str] = frozenset()  # these symbols, without slashes
 
 
-def fetch_account(venue: AccountVenue, *, fills_received: int = 0) -> AccountState:
+def fetch_account(
+    venue: AccountVenue, *, fills_received: int = 0, history_of: frozenset[str] = frozenset()
+) -> AccountState:
     """Return the state of the account.
+
+    Args:
+        fills_received: by now.
+        history_of: symbols whose orders of all states are wanted too.
 
     Raises:
         BrokerError: when the venue does not give it.
     """
-    return AccountState(venue.account(), tuple(venue.positions()), tuple(venue.open_orders()), fills_received)
+    return AccountState(
+        venue.account(),
+        tuple(venue.positions()),
+        tuple(venue.open_orders()),
+        fills_received,
+        tuple(fetch_history(venue, sorted(history_of))) if history_of else (),
+        history_of,
+    )
 
 
 class AccountCache:
@@ -115,6 +132,8 @@ class AccountKeeper:
         self._backoff = Backoff(rng or random.Random(), initial_s=1.0, cap_s=REFRESH_S)
         self._stop = threading.Event()
         self._asked = threading.Event()
+        self._lock = threading.Lock()  # around `_history_of`
+        self._history_of: frozenset[str] = frozenset()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -122,9 +141,14 @@ class AccountKeeper:
         self._thread = threading.Thread(target=self._run_thread, name="account keeper", daemon=True)
         self._thread.start()
 
-    def refresh(self) -> None:
-        """Fetch a snapshot soon."""
+    def refresh(self, history_of: Iterable[str] = ()) -> None:
+        """Fetch a snapshot soon, with the orders of these symbols of all states."""
+        self._want(history_of)
         self._asked.set()
+
+    def _want(self, history_of: Iterable[str]) -> None:
+        with self._lock:
+            self._history_of |= frozenset(history_of)
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """End the thread. May be called twice."""
@@ -151,9 +175,12 @@ class AccountKeeper:
     def _refresh(self) -> float:
         """Fetch a snapshot; return the seconds until the next one."""
         assert self._refresh_s is not None
+        with self._lock:
+            wanted, self._history_of = self._history_of, frozenset()
         try:
-            state = fetch_account(self._venue, fills_received=self._cache.fills_received)
+            state = fetch_account(self._venue, fills_received=self._cache.fills_received, history_of=wanted)
         except BrokerError as error:
+            self._want(wanted)
             was_halted = self._cache.halted
             self._cache.note_failure(error)
             if self._cache.halted and not was_halted:
@@ -164,6 +191,7 @@ class AccountKeeper:
             _log.info("the account was refreshed")
         self._cache.note_success(state)
         if self._stop.wait(SETTLE_S) or not self._cache.may_replace(state):
+            self._want(wanted)
             return min(SETTLE_S, self._refresh_s)
         self._on_state(state)
         return self._refresh_s

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,14 @@ from urllib.parse import quote
 import msgspec
 
 from dry_work.broker.journal import APPLICATION_ID, SCHEMA_VERSION, AccountRecord, RiskRecord
+from dry_work.broker.journal_books import (
+    ForeignOrder,
+    PositionMark,
+    SymbolHalt,
+    read_foreign,
+    read_halts,
+    read_marks,
+)
 from dry_work.errors import ConfigError
 from dry_work.orders.books import Fill
 from dry_work.orders.model import OrderStatus, Side
@@ -56,6 +64,9 @@ class JournalOrder(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = ""  # accepted, unknown, one of `FINAL`; empty: nothing is known
     order_ids: tuple[str, ...] = ()  # the venue's
     message: str = ""
+    code: int | None = None  # of a refusal
+    body: str = ""  # JSON as it was sent, where the other fields do not say all
+    terms: str = ""  # JSON: the order as the strategy gave it
 
 
 class JournalBooks(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +77,11 @@ class JournalBooks(msgspec.Struct, frozen=True, kw_only=True):
     account: AccountRecord | None = None
     risk: RiskRecord = RiskRecord()
     orders: tuple[JournalOrder, ...] = ()
-    fills: tuple[Fill, ...] = ()
+    fills: tuple[Fill, ...] = ()  # a negative quantity takes another back
+    fill_orders: Mapping[str, str] = {}  # by execution id: client order id at the venue, where it is not the fill's
+    marks: tuple[PositionMark, ...] = ()
+    foreign: tuple[ForeignOrder, ...] = ()
+    halts: tuple[SymbolHalt, ...] = ()  # in force
 
 
 def read_books(path: Path) -> JournalBooks:
@@ -139,7 +154,13 @@ def _read(path: Path, db: sqlite3.Connection) -> JournalBooks:
         else AccountRecord(agent=account[0], account_id=account[1], url=account[2], mode=account[3]),
         risk=_read_risk(db, tables),
         orders=tuple(_read_orders(db, tables)),
-        fills=tuple(_read_fills(db)),
+        fills=tuple(_read_fills(db, tables)),
+        fill_orders=dict(db.execute("SELECT execution_id, order_name FROM fill_orders").fetchall())
+        if "fill_orders" in tables
+        else {},
+        marks=tuple(read_marks(db)) if "position_marks" in tables else (),
+        foreign=tuple(read_foreign(db)) if "foreign_orders" in tables else (),
+        halts=tuple(read_halts(db)) if "symbol_halts" in tables else (),
     )
 
 
@@ -166,21 +187,24 @@ def _read_orders(db: sqlite3.Connection, tables: set[str]) -> Iterator[JournalOr
     bodies: dict[str, str] = {}
     if "request_bodies" in tables:
         bodies = dict(db.execute("SELECT client_order_id, body FROM request_bodies").fetchall())
-    outcomes: dict[str, tuple[str, str]] = {}
+    terms: dict[str, str] = {}
+    if "order_terms" in tables:
+        terms = dict(db.execute("SELECT client_order_id, terms FROM order_terms").fetchall())
+    outcomes: dict[str, tuple[str, str, int | None]] = {}
     ids: dict[str, list[str]] = {}
-    rows = db.execute("SELECT client_order_id, action, outcome, order_id, message FROM outcomes ORDER BY id")
-    for name, action, outcome, order_id, message in rows:
+    rows = db.execute("SELECT client_order_id, action, outcome, order_id, message, code FROM outcomes ORDER BY id")
+    for name, action, outcome, order_id, message, code in rows:
         if order_id and order_id not in ids.setdefault(name, []):
             ids[name].append(order_id)
         # A refused cancellation changes nothing, and what has ended has ended.
-        if (action != "cancel" or outcome in _ENDS) and outcomes.get(name, ("", ""))[0] not in FINAL:
-            outcomes[name] = (outcome, message or "")
+        if (action != "cancel" or outcome in _ENDS) and outcomes.get(name, ("", "", None))[0] not in FINAL:
+            outcomes[name] = (outcome, message or "", code if isinstance(code, int) else None)
     columns = "client_order_id, agent, session, number, symbol, side, type, time_in_force, qty, limit_price, stop_price"
     for row in db.execute(f"SELECT {columns}, intended_ns FROM intents ORDER BY rowid"):  # noqa: S608 - no input
         name = row[0]
         body = json.loads(bodies[name]) if name in bodies else {}
         parent, role = links.get(name, ("", ""))
-        outcome, message = outcomes.get(name, ("", ""))
+        outcome, message, code = outcomes.get(name, ("", "", None))
         yield JournalOrder(
             client_order_id=name,
             agent=row[1],
@@ -202,6 +226,9 @@ def _read_orders(db: sqlite3.Connection, tables: set[str]) -> Iterator[JournalOr
             outcome=outcome,
             order_ids=tuple(ids.get(name, ())),
             message=message,
+            code=code,
+            body=bodies.get(name, ""),
+            terms=terms.get(name, ""),
         )
 
 
@@ -211,7 +238,10 @@ def _describe_trail(body: dict[str, Any]) -> str:
     return str(body.get("trail_price") or "")
 
 
-def _read_fills(db: sqlite3.Connection) -> Iterator[Fill]:
+def _read_fills(db: sqlite3.Connection, tables: set[str]) -> Iterator[Fill]:
+    back: dict[str, str] = {}
+    if "reversals" in tables:
+        back = dict(db.execute("SELECT execution_id, previous_execution_id FROM reversals").fetchall())
     columns = "execution_id, client_order_id, symbol, side, qty, price, ts_event_ns"
     for row in db.execute(f"SELECT {columns} FROM fills ORDER BY rowid"):  # noqa: S608 - no input of users
         yield Fill(
@@ -222,6 +252,7 @@ def _read_fills(db: sqlite3.Connection) -> Iterator[Fill]:
             qty=Decimal(row[4]),
             price=Decimal(row[5]),
             ts_event_ns=row[6],
+            previous_execution_id=back.get(row[0], ""),
         )
 
 

@@ -63,7 +63,7 @@ class Brake:
         self._venue = venue
         self._agent = agent
         self._limits = limits
-        self._clock = clock
+        self.clock = clock
         self._lockstep = lockstep
         self._is_sending = is_sending
         self._on_change = on_change
@@ -105,7 +105,7 @@ class Brake:
     def change(self, command: RiskCommand, *, reason: str, who: str) -> None:
         """Change the state, durable; a command that changes nothing is left out."""
         try:
-            self._journal.change_risk(command, reason=reason, who=who, at_ns=self._clock.time_ns())
+            self._journal.change_risk(command, reason=reason, who=who, at_ns=self.clock.time_ns())
         except sqlite3.Error as error:
             # The brake works all the same; only a restart would not know of it.
             with self._lock:
@@ -136,10 +136,8 @@ class Brake:
         except sqlite3.Error as error:
             # A brake that cannot be read is on.
             return Breach(limit=LimitName.HALTED, found=f"the risk state cannot be read: {error}", allowed="no order")
-        breach = judge_state(self.state, shrinks=client_order_id in self._shrinking)
-        if breach is None:
-            self._shrinking.discard(client_order_id)
-        return breach
+        # A request that did not get through is asked for again, so an order that was allowed stays so.
+        return judge_state(self.state, shrinks=client_order_id in self._shrinking)
 
     def work(self, venue: FlattenVenue) -> None:
         """Do, once, what follows from the state; errors of the venue are left for the next time."""
@@ -216,7 +214,7 @@ class Brake:
         try:
             record = self.look()
             if record.id and record.taken_ns is None:
-                self._journal.take_risk(record, at_ns=self._clock.time_ns())
+                self._journal.take_risk(record, at_ns=self.clock.time_ns())
         except sqlite3.Error as error:
             _log.error("the risk state cannot be read", error=str(error))
             return None

@@ -16,9 +16,12 @@ from msgspec.structs import replace
 from dry_work.broker.desk import OrderDesk
 from dry_work.broker.gateway import OrderGateway
 from dry_work.broker.journal import JournalSession
+from dry_work.broker.order_objects import ID_FACT, describe_placed
 from dry_work.broker.outcomes import LegIntent, PairHold
+from dry_work.broker.placed import PlacedOrder, encode_placed
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.tickets import PendingReplacement, Ticket
+from dry_work.broker.told import SavedLeg, SavedReplacement, SavedSubmit
 from dry_work.orders.client_ids import build_client_order_id
 from dry_work.orders.groups import Role, build_bracket, build_leg, build_pair, may_be_paired, split_crossing
 from dry_work.orders.lifecycle import Phase
@@ -38,7 +41,7 @@ class OrderEntry:
         desk: keeps the orders.
         book: says what is held.
         trouble: returns why no orders are taken, empty while they are.
-        check_risk: returns the risk limit that refuses a request.
+        check_risk: returns the risk limit, or the halt of its symbol, that refuses a request.
         has_lapsed: tells whether an order's time has passed.
         market_ns: returns the market's time.
         time_ns: returns the time of the clock.
@@ -53,7 +56,7 @@ class OrderEntry:
         desk: OrderDesk,
         book: PositionBook,
         trouble: Callable[[], str],
-        check_risk: Callable[..., Breach | None],
+        check_risk: Callable[..., Breach | Refusal | None],
         has_lapsed: Callable[[Ticket], bool],
         market_ns: Callable[[], int],
         time_ns: Callable[[], int],
@@ -79,12 +82,19 @@ class OrderEntry:
         self._lapsed: list[Ticket] = []  # orders whose time passed before they were sent
 
     def begin(
-        self, gateway: OrderGateway, *, agent: str, session: JournalSession, increments: Mapping[str, Decimal]
+        self,
+        gateway: OrderGateway,
+        *,
+        agent: str,
+        session: JournalSession,
+        last_number: int,
+        increments: Mapping[str, Decimal],
     ) -> None:
         """Begin to send orders through `gateway`; the orders of the session go on behind its last number."""
         self._gateway = gateway
-        self._agent, self._session, self._number = agent, session.session, session.last_number
+        self._agent, self._session, self._number = agent, session.session, last_number
         self._increments = increments
+        self._desk.notices.note_number(self._session, self._number)
 
     def release(self) -> None:
         """Let an exit go that waited for the other of its pair."""
@@ -133,7 +143,10 @@ class OrderEntry:
             terms=terms,
             submitted_ns=at_ns,
         )
+        order.addinfo(**{ID_FACT: ticket.client_order_id})
         self._desk.add(ticket)
+        self._desk.notices.note(ticket)
+        ticket.links = (self._name_of(parent), self._name_of(oco), transmit)
         refusal: Refusal | None = None
         if self._trouble():
             refusal = Refusal(RefusalCode.NOT_TRADING, f"no orders are taken: {self._trouble()}")
@@ -148,6 +161,10 @@ class OrderEntry:
             self._place_pair(ticket, oco)
         else:
             self._place_single(ticket)
+
+    def _name_of(self, order: Any) -> str:
+        ticket = self._desk.find(order) if order is not None else None
+        return ticket.client_order_id if ticket is not None else ""
 
     def _next_number(self) -> int:
         self._number += 1
@@ -184,6 +201,7 @@ class OrderEntry:
             self._reject(ticket, breach)
             return
         number = self._next_number()
+        self._desk.notices.note_number(self._session, number)
         second = replace(second, client_order_id=self._build_id(number))
         ticket.request = replace(first, qty=(first.qty or 0) + (second.qty or 0))
         ticket.remainder = Ticket.Remainder(second, number)
@@ -268,7 +286,8 @@ class OrderEntry:
                 assert member.role is not None
                 member.venue_name = ""  # the venue gives it one
                 member.request = build_leg(request, member.role, member.client_order_id)
-                legs.append(LegIntent(member.role, member.request, member.number))
+                terms = encode_placed(_describe(member))
+                legs.append(LegIntent(member.role, member.request, member.number, terms))
         lapsed = [member for member in head.members if member not in begun and not self._begin(member)]
         if head in lapsed:
             self._lapsed.extend(member for member in head.members if member not in lapsed)
@@ -307,7 +326,7 @@ class OrderEntry:
         order.reject(self._broker)
         order.p.simulated = False  # so that the strategy hears of it
         _log.warning("order refused", code=str(code), reason=reason)
-        self._desk.notify(order)
+        self._desk.notices.notify(order, self._desk.find(order))
 
     def _begin(self, ticket: Ticket) -> bool:
         """Tell of an order as submitted; False when its time has passed before it can be sent."""
@@ -315,7 +334,7 @@ class OrderEntry:
         assert request is not None
         order.submit(self._broker)
         self._desk.open[ticket.client_order_id] = ticket
-        self._desk.notify(order)
+        self._desk.notices.notify(order, self._desk.find(order))
         # Market orders never expire in Backtrader, and a `day` that the venue knows ends there.
         ends_at_venue = ticket.terms.day and request.time_in_force is TimeInForce.DAY
         if order.valid is not None and ticket.terms.kind != "Market" and not ends_at_venue:
@@ -328,7 +347,31 @@ class OrderEntry:
 
     def _send(self, ticket: Ticket, request: OrderRequest, *, legs: Sequence[LegIntent] = ()) -> None:
         ticket.is_sent = True
-        self._gateway.submit(request, number=ticket.number, at_ns=self._time_ns(), legs=legs, hold=ticket.hold)
+        at_ns, placed = self._time_ns(), _describe(ticket)
+        placed_by_name = {member.client_order_id: _describe(member) for member in ticket.members}
+        ticket.saved = SavedSubmit(
+            number=ticket.number,
+            placed=placed,
+            at_ns=at_ns,
+            request=request,
+            legs=tuple(
+                SavedLeg(
+                    role=leg.role,
+                    request=leg.request,
+                    number=leg.number,
+                    placed=placed_by_name.get(leg.request.client_order_id),
+                )
+                for leg in legs
+            ),
+        )
+        self._gateway.submit(
+            request,
+            number=ticket.number,
+            at_ns=at_ns,
+            legs=legs,
+            hold=ticket.hold,
+            terms=encode_placed(placed),
+        )
         if ticket.hold is not None:
             self._waiting = ticket
             self._wake()  # so that the next round of the engine lets it go
@@ -343,7 +386,7 @@ class OrderEntry:
             ticket.remainder.is_canceled = True  # also when the first part fills before its cancellation
         # All of the group end with it; Backtrader's broker tells so at once.
         for member in (ticket, *(other for other in ticket.members if other is not ticket and other.phase.is_open)):
-            self._desk.mark_cancel(member)
+            self._desk.notices.mark_cancel(member)
         self._gateway.cancel(ticket.sent_name, at_ns=self._time_ns())
 
     def replace(self, order: Any, wanted: ChangeTerms) -> bool:
@@ -389,8 +432,20 @@ class OrderEntry:
         breach = refusal or self._check_risk(after, replaces=ticket.client_order_id)
         if breach is not None:
             return breach
-        self._number = number
-        ticket.replacing = PendingReplacement(after)
+        self._number, at_ns = number, self._time_ns()
+        saved = SavedReplacement(change=change, request=after, number=number, at_ns=at_ns)
+        ticket.replacing = PendingReplacement(after, saved=saved)
+        ticket.asked_replacement = new_id
+        ticket.asked_count += 1
         self._desk.add_name(new_id, ticket)
-        self._gateway.replace(ticket.sent_name, change, after, number=number, at_ns=self._time_ns())
+        self._desk.notices.note(ticket)
+        self._desk.notices.note_number(self._session, number)
+        self._gateway.replace(ticket.sent_name, change, after, number=number, at_ns=at_ns)
         return None
+
+
+def _describe(ticket: Ticket) -> PlacedOrder:
+    parent, oco, transmit = ticket.links
+    return describe_placed(
+        ticket.order, ticket.terms, placed_ns=ticket.submitted_ns, parent=parent, oco=oco, transmit=transmit
+    )

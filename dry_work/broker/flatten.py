@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 class FlattenVenue(Protocol):
-    """What is asked of the venue; see `dry_work.alpaca.trading.TradingApi`."""
+    """What is asked of the venue; see `dry_work.alpaca.venue_api.VenueApi`."""
 
     def positions(self) -> list[VenuePosition]: ...
     def open_orders(self) -> list[VenueOrder]: ...

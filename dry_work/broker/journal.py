@@ -10,13 +10,15 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from dry_work.broker.journal_books import SCHEMA as _BOOKS_SCHEMA
+from dry_work.broker.journal_books import BookRecords
 from dry_work.clock import SECOND_NS
 from dry_work.errors import ConfigError
 from dry_work.orders.books import Fill
@@ -157,6 +159,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     parent: str = ""  # client order id of the order that it belongs to
     role: str = ""  # take_profit, stop_loss, remainder, replacement
     body: str = ""  # JSON as it is sent; empty: nothing that the other fields do not say
+    terms: str = ""  # JSON: the order as the strategy gave it
 
 
 class JournalSession(msgspec.Struct, frozen=True):
@@ -175,6 +178,7 @@ class Journal:
     """
 
     def __init__(self, path: str | Path) -> None:
+        """Open the journal; `books` keeps what it has of the account."""
         self.path = Path(path)
         self._lock = threading.Lock()
         self._closed = False
@@ -195,6 +199,7 @@ class Journal:
         except ConfigError:
             self._db.close()
             raise
+        self.books = BookRecords(self._lock, self._db)
 
     def _open(self) -> None:
         db = self._db
@@ -211,14 +216,15 @@ class Journal:
         if is_new:
             # One transaction, so that a crash leaves an empty file or a whole journal.
             db.executescript(
-                f"BEGIN; {_SCHEMA} {_RISK_SCHEMA} {_LINKS_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
+                f"BEGIN; {_SCHEMA} {_RISK_SCHEMA} {_LINKS_SCHEMA} {_BOOKS_SCHEMA} "
+                f"PRAGMA application_id = {APPLICATION_ID}; "
                 f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
         else:
             found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise ConfigError(f"{self.path}: the orders journal is damaged: {found}; move it away to start anew")
-            db.executescript(_RISK_SCHEMA + _LINKS_SCHEMA)
+            db.executescript(_RISK_SCHEMA + _LINKS_SCHEMA + _BOOKS_SCHEMA)
 
     def mint_session(self, agent: str, *, session: str | None = None, started_ns: int = 0) -> JournalSession:
         """Return the agent's session, durable: the one it had before, otherwise a new one.
@@ -283,11 +289,13 @@ class Journal:
         names = [intent.request.client_order_id for intent in intents]
         links = [(name, intent.parent, intent.role) for name, intent in zip(names, intents, strict=True) if intent.role]
         bodies = [(name, intent.body) for name, intent in zip(names, intents, strict=True) if intent.body]
+        terms = [(name, intent.terms) for name, intent in zip(names, intents, strict=True) if intent.terms]
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO order_links VALUES (?, ?, ?)", links)
             self._db.executemany("INSERT INTO request_bodies VALUES (?, ?)", bodies)
+            self._db.executemany("INSERT INTO order_terms VALUES (?, ?)", terms)
 
     def record_outcome(
         self,
@@ -306,18 +314,25 @@ class Journal:
             [(client_order_id, action, outcome, order_id, code, message, at_ns)],
         )
 
-    def record_fills(self, fills: Iterable[Fill]) -> None:
-        """Write down fills; one that is there already is left out."""
-        self.record_progress(fills)
-
-    def record_progress(self, fills: Iterable[Fill], ends: Iterable[tuple[str, str]] = (), *, at_ns: int = 0) -> None:
+    def record_progress(
+        self,
+        fills: Iterable[Fill],
+        ends: Iterable[tuple[str, str]] = (),
+        *,
+        at_ns: int = 0,
+        order_names: Mapping[str, str] | None = None,
+    ) -> None:
         """Write down fills and ends of orders, all or none.
 
         Args:
-            fills: one that is there already is left out.
+            fills: one that is there already is left out; one of negative quantity takes another back.
             ends: client order id and how it ended: filled, canceled, expired or rejected.
             at_ns: venue time of the ends.
+            order_names: client order ids that the venue has for fills, where they are not those of the fills.
         """
+        fills = list(fills)
+        names = [(execution_id, name) for execution_id, name in (order_names or {}).items()]
+        back = [(fill.execution_id, fill.previous_execution_id) for fill in fills if fill.qty < 0]
         rows = [
             (
                 fill.execution_id,
@@ -334,6 +349,8 @@ class Journal:
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR IGNORE INTO fills VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR IGNORE INTO fill_orders VALUES (?, ?)", names)
+            self._db.executemany("INSERT OR IGNORE INTO reversals VALUES (?, ?)", back)
             self._db.executemany(_INSERT_OUTCOME, outcomes)
 
     def intents(self) -> list[str]:

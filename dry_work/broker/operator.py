@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import secrets
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from dry_work.alpaca.trading import TradingApi
+from dry_work.alpaca.limits import Priority
+from dry_work.alpaca.venue_api import VenueApi
+from dry_work.alpaca.venues import choose_account_id, open_venue
 from dry_work.broker.flatten import Flattening, cancel_entries, run_flattening
 from dry_work.broker.journal import JOURNAL_NAME, AccountRecord, Journal, RiskRecord, describe_record
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import BrokerError, ConfigError
+from dry_work.feeds.lease_holder import read_holder
 from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.orders.risk_limits import OpenOrders, RiskLimits
 from dry_work.settings import Credentials
@@ -77,27 +77,11 @@ def _list_places(root: Path) -> Iterator[AgentPlace]:
     for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("local/*/"))):
         locks = sorted(folder.glob("agent-*.lock"))
         if locks or (folder / JOURNAL_NAME).is_file():
-            pids = [pid for lock in locks if (pid := _read_holder(lock)) is not None]
+            holders = [read_holder(lock) for lock in locks]
+            # One on another machine counts as running.
+            pids = [holder.pid for holder in holders if holder.pid is not None and holder.is_alive is not False]
             agents = tuple(lock.name.removeprefix("agent-").removesuffix(".lock") for lock in locks)
             yield AgentPlace(path=folder, agents=agents, pid=pids[0] if pids else None)
-
-
-def _read_holder(lock: Path) -> int | None:
-    """Return the process that holds a lease, None when it has ended. One on another machine counts as running."""
-    try:
-        facts = json.loads(lock.read_text(encoding="utf-8"))
-        pid, host = int(facts["pid"]), str(facts["host"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # given back
-    if host != socket.gethostname():
-        return pid
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return pid
 
 
 class Operator:
@@ -108,6 +92,7 @@ class Operator:
         tell: takes lines for people.
         credentials: returns the key pair for an account's mode; raises ConfigError when there is none.
         limits: of the agent, for what a halt does with open orders.
+        account_id: of the Broker API, as ALPACA_ACCOUNT_ID names it; empty: none.
     """
 
     def __init__(
@@ -117,6 +102,7 @@ class Operator:
         tell: Tell,
         credentials: Callable[[str], Credentials],
         limits: RiskLimits,
+        account_id: str = "",
         clock: Clock | None = None,
         timeout_s: float = 10.0,
     ) -> None:
@@ -124,6 +110,7 @@ class Operator:
         self._tell = tell
         self._credentials = credentials
         self._limits = limits
+        self._account_id = account_id
         self._clock = clock or SystemClock()
         self._timeout_s = timeout_s
 
@@ -189,7 +176,7 @@ class Operator:
                 return self._flatten_here(journal, record, *found, deadline_s=deadline_s) and is_recorded
 
     def _flatten_here(
-        self, journal: Journal, record: RiskRecord, api: TradingApi, account: AccountRecord, *, deadline_s: float
+        self, journal: Journal, record: RiskRecord, api: VenueApi, account: AccountRecord, *, deadline_s: float
     ) -> bool:
         flattening = Flattening(agent=account.agent, token=record.token)
         is_recorded = record.id > 0
@@ -253,7 +240,7 @@ class Operator:
         return True
 
     @contextlib.contextmanager
-    def _venue(self, journal: Journal, otherwise: str) -> Iterator[tuple[TradingApi, AccountRecord] | None]:
+    def _venue(self, journal: Journal, otherwise: str) -> Iterator[tuple[VenueApi, AccountRecord] | None]:
         """Give the API of the agent's account, None when it cannot be used."""
         account = journal.account()
         if account is None:
@@ -266,7 +253,15 @@ class Operator:
             self._tell(f"{error}: {otherwise}")
             yield None
             return
-        api = TradingApi(keys.key, keys.secret, url=account.url, timeout_s=self._timeout_s)
+        venue = open_venue(
+            keys.key,
+            keys.secret,
+            url=account.url,
+            account_id=choose_account_id(account.url, account.account_id, self._account_id),
+            paper=account.mode != "live",
+            timeout_s=self._timeout_s,
+        )
+        api = venue.open_api(priority=Priority.BRAKE)
         try:
             found = api.account()
             if found.id != account.account_id:

@@ -79,6 +79,7 @@ class LegIntent(msgspec.Struct, frozen=True):
     role: Role
     request: OrderRequest  # under our name for it, which the venue does not know
     number: int
+    terms: str = ""  # JSON: the order as the strategy gave it
 
 
 class PairHold:

@@ -15,7 +15,7 @@ import msgspec
 
 from dry_work.broker.books_reader import FINAL, JournalBooks, JournalOrder
 from dry_work.market.symbols import SymbolSpelling, is_crypto
-from dry_work.orders.books import ZERO, Books, Fill, HeldPosition
+from dry_work.orders.books import ZERO, Books, Fill, HeldPosition, position_key
 from dry_work.orders.model import OrderClass, Side
 
 LEG_ROLES = ("take_profit", "stop_loss")
@@ -102,6 +102,24 @@ def sum_positions(books: JournalBooks) -> dict[str, HeldPosition]:
         symbols[symbol] = None
         summed.apply(msgspec.structs.replace(fill, symbol=symbol))
     return {symbol: summed.position(symbol) for symbol in symbols}
+
+
+def expect_positions(books: JournalBooks) -> dict[str, HeldPosition]:
+    """Return the account's positions as they follow from those that were taken over and the fills since.
+
+    Keys are symbols without a slash; those that are flat now are in it too.
+    """
+    last = {mark.symbol: mark for mark in books.marks}
+    summed = Books()
+    for symbol, mark in last.items():
+        summed.set_position(symbol, HeldPosition(mark.qty, mark.price))
+    symbols = dict.fromkeys(last)
+    for number, fill in enumerate(books.fills):
+        key = position_key(fill.symbol)
+        symbols[key] = None
+        if key not in last or number >= last[key].fills:
+            summed.apply(msgspec.structs.replace(fill, symbol=key))
+    return {key: summed.position(key) for key in symbols}
 
 
 def spell_symbols(books: JournalBooks) -> SymbolSpelling:

@@ -1,4 +1,4 @@
-"""`AlpacaPaperTradingBroker`: Backtrader's broker on Alpaca's trading API.
+"""`AlpacaPaperTradingBroker`: Backtrader's broker on Alpaca's Trading API and Broker API.
 
 Everything of Backtrader is touched on the engine's thread alone, and nothing there waits for the network: `link` brings
 the venue's words into an inbox, `next` lets `desk` apply them, `buy` and `sell` hand requests to the order worker.
@@ -6,12 +6,8 @@ the venue's words into an inbox, `next` lets `desk` apply them, `buy` and `sell`
 
 from __future__ import annotations
 
-import copy
-import datetime as dt
-import math
-import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,24 +15,38 @@ from typing import Any
 import backtrader as bt
 import structlog
 
-from dry_work.alpaca.trading import TradingApi, choose_url
+from dry_work.alpaca.limits import Priority
+from dry_work.alpaca.venue_api import VenueApi
+from dry_work.alpaca.venues import open_venue
 from dry_work.broker.account import REFRESH_S, AccountCache, AccountState
+from dry_work.broker.account_reading import AccountReading
+from dry_work.broker.account_watch import AccountWatch
+from dry_work.broker.adoption import Adoption
+from dry_work.broker.books_reader import read_books
 from dry_work.broker.brake import Brake
+from dry_work.broker.closing import PositionCloser
+from dry_work.broker.delivery import Delivery, build_seeds
 from dry_work.broker.desk import OrderDesk
 from dry_work.broker.entry import OrderEntry
+from dry_work.broker.halts import SymbolHalts
 from dry_work.broker.journal import AccountRecord, Journal, RiskRecord
+from dry_work.broker.market_time import MarketTime
+from dry_work.broker.order_placing import OrderPlacing
 from dry_work.broker.positions import PositionBook
-from dry_work.broker.risk_desk import STORE_MESSAGE, RiskDesk
-from dry_work.broker.tickets import Ticket, line_time, line_time_ns, number, position_key, symbol_of
+from dry_work.broker.risk_desk import STORE_MESSAGE as RISK_MESSAGE
+from dry_work.broker.risk_desk import RiskDesk
+from dry_work.broker.tickets import Ticket, symbol_of
+from dry_work.broker.told import ToldRecord
 from dry_work.broker.venue_link import VenueLink
-from dry_work.clock import MINUTE_NS, SECOND_NS, Clock, SystemClock
+from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError
 from dry_work.market.symbols import is_crypto
-from dry_work.orders.client_ids import parse_client_order_id
-from dry_work.orders.mapping import ChangeTerms, OrderTerms
-from dry_work.orders.model import OrderRequest, Side
+from dry_work.orders.books import Fill
+from dry_work.orders.model import OrderRequest
 from dry_work.orders.risk import Breach
 from dry_work.orders.risk_limits import RiskLimits
+from dry_work.orders.rules import Refusal
+from dry_work.settings import parse_account_id
 from dry_work.wakeup import Wakeup
 
 __all__ = ["AlpacaPaperTradingBroker"]
@@ -46,8 +56,8 @@ DEFAULT_JOURNAL = Path(".dry-work") / "orders.sqlite"
 _log = structlog.get_logger(__name__)
 
 
-class AlpacaPaperTradingBroker(bt.BrokerBase):
-    """Trades with the account that the API key belongs to, on paper unless told otherwise.
+class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
+    """Trades with the account that the API key belongs to, or with one of a broker's, on paper unless told otherwise.
 
     `buy` and `sell` never raise for a refusal: the order comes back Rejected or Margin, with the reason in
     `order.info.reject_reason` and a code in `order.info.reject_code`. Cash and positions are the venue's: a snapshot at
@@ -57,12 +67,13 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
 
       - ``api_key``, ``secret_key``: credentials of the account
 
-      - ``account_id`` (default: ``None``): an account of the Broker API; not offered in this version
+      - ``account_id`` (default: ``None``): an account of the Broker API, to trade for it with the broker's key; without
+        one the Trading API and the key's own account
 
       - ``sandbox`` (default: ``True``): trade on paper; ``False`` trades with real money
 
       - ``url_override``, ``stream_url_override`` (default: ``None``): base URL of the API and whole URL of the
-        trade_updates stream; the latter follows from the former
+        trade events' stream; the latter follows from the former
 
       - ``journal`` (default: ``None``): a `Journal`; without one it is kept in ``./.dry-work``
 
@@ -117,13 +128,16 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         for name in ("api_key", "secret_key"):
             if not getattr(self.p, name):
                 raise ValueError(f"{name} is missing: set both ALPACA_API_KEY and ALPACA_SECRET_KEY")
-        if self.p.account_id:
-            raise ConfigError(
-                "account_id is set: accounts of the Broker API come with a later version. "
-                "Unset ALPACA_ACCOUNT_ID to trade with the key's own account"
-            )
-        self._url = choose_url(self.p.url_override, paper=bool(self.p.sandbox))
-        self._stream_url = self.p.stream_url_override or f"ws{self._url.removeprefix('http')}/stream"
+        self._venue = open_venue(
+            self.p.api_key,
+            self.p.secret_key,
+            url=self.p.url_override,
+            stream_url=self.p.stream_url_override,
+            account_id=parse_account_id(self.p.account_id or ""),
+            paper=bool(self.p.sandbox),
+            timeout_s=self.p.request_timeout_s,
+        )
+        self._url = self._venue.url
         self._clock: Clock = self.p.clock or SystemClock()
         self._lockstep = bool(self.p.lockstep)
         if self.p.rules not in (None, "alpaca", "backtrader"):
@@ -132,7 +146,9 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         self._is_running = False
         self._link: VenueLink | None = None
         self._own_journal: Journal | None = None
-        self._brake_api: TradingApi | None = None
+        self._brake_api: VenueApi | None = None
+        self._keeps_told = False
+        self._told: ToldRecord | None = None
         self.startingcash = self.startingvalue = 0.0
         self._reset()
         super().__init__()
@@ -142,6 +158,8 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         self.counters: Counter[str] = Counter()
         self._cache = AccountCache()
         self._book = PositionBook()
+        self._time = MarketTime(self._clock, lockstep=self._lockstep)
+        self._delivery = Delivery(lambda: getattr(self, "cerebro", None))
         self._desk = OrderDesk(
             broker=self,
             book=self._book,
@@ -154,27 +172,29 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             ask_cancel=self._ask_cancel,
             assign=self._assign,
             fail=self._fail,
+            wake=self._wake,
             lockstep=self._lockstep,
+            keeps_told=self._keeps_told,
             counters=self.counters,
         )
         self._risk: RiskDesk | None = None
-        self._closing: list[Any] = []  # datas whose position is to be closed when nothing is open
+        self._halts: SymbolHalts | None = None
+        self._watch: AccountWatch | None = None
+        self._closer = PositionCloser(book=self._book, open_of=self._open_of, cancel=self.cancel, close=self._close)
         self._entry = OrderEntry(
             broker=self,
             desk=self._desk,
             book=self._book,
             trouble=lambda: self._trouble,
-            check_risk=self._check_risk,
-            has_lapsed=self._has_lapsed,
-            market_ns=self._market_ns,
+            check_risk=self._check,
+            has_lapsed=self._time.has_lapsed,
+            market_ns=self._time.now_ns,
             time_ns=self._clock.time_ns,
-            wake=lambda: self.p.wakeup.set() if self.p.wakeup is not None else None,
+            wake=self._wake,
             alpaca_rules=self._alpaca_rules,
         )
-        self._ready: deque[Any] = deque()  # notifications up to the last `next`
         self._is_seeded = False
-        self._slice_end_ns = 0
-        self._slice_seen_s = 0.0
+        self._adopted: tuple[str, ...] = ()  # orders of earlier runs that have no owner yet
 
     # Start and stop
 
@@ -200,16 +220,12 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     def _connect(self) -> None:
         desk = self._desk
         self._link = VenueLink(
-            url=self._url,
-            stream_url=self._stream_url,
-            api_key=self.p.api_key,
-            secret_key=self.p.secret_key,
-            request_timeout_s=self.p.request_timeout_s,
+            venue=self._venue,
             refresh_s=None if self._lockstep else self.p.refresh_s,
             wakeup=self.p.wakeup or Wakeup(),
             cache=self._cache,
             open_orders=desk.open_names,
-            is_due=self._is_due,
+            is_due=lambda: self._time.is_due(self._entry.next_valid),
             on_failure=self._fail,
             counters=self.counters,
         )
@@ -221,6 +237,7 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         journal = self.p.journal
         if journal is None:
             journal = self._own_journal = Journal(DEFAULT_JOURNAL)
+        books = read_books(journal.path)
         session = journal.mint_session(self.p.agent, session=self.p.session, started_ns=now_ns)
         self._risk = self._build_risk(journal, state)
         self._gateway = self._link.open_gateway(
@@ -230,18 +247,79 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             consumer=self.p.consumer or self.p.agent,
             judge=self._risk.brake.judge if self._risk is not None else lambda _name: None,
         )
-        self._entry.begin(self._gateway, agent=self.p.agent, session=session, increments=increments)
-        self._book.take_snapshot(state)
+        told = self._told or ToldRecord()
+        last_number = max(session.last_number, told.numbers.get(session.session, 0))
+        self._entry.begin(
+            self._gateway, agent=self.p.agent, session=session, last_number=last_number, increments=increments
+        )
+        self._halts = SymbolHalts(
+            journal,
+            held=lambda symbol: self._book.held(symbol).qty,
+            open_tickets=desk.exposed,
+            tell=self._delivery.add_halt,
+            time_ns=self._clock.time_ns,
+        )
+        self._halts.forget("restart")
+        watch = AccountWatch(
+            agent=self.p.agent,
+            journal=journal,
+            book=self._book,
+            desk=desk,
+            halts=self._halts,
+            tell=self._delivery.add_note,
+            ask=self._link.refresh_account,
+            write=self._write,
+            time_ns=self._clock.time_ns,
+            counters=self.counters,
+        )
+        adoption = Adoption(
+            books,
+            self._told,
+            broker=self,
+            desk=desk,
+            entry=self._entry,
+            book=self._book,
+            link=self._link,
+            gateway=self._gateway,
+            agent=self.p.agent,
+            datas=self._datas(),
+            commission_of=self.getcommissioninfo,
+            halt=self._halts.halt,
+            seed=self._seed,
+            journal=journal,
+            wall_ns=self._clock.time_ns(),
+            venue_ns=now_ns,
+            counters=self.counters,
+        )
+        state = adoption.run(state)
+        self._adopted = tuple(desk.tickets)
         if self._risk is not None:
             risk = self._risk
+            risk.take_state(state)
             risk.brake.start(lambda: risk.prepare(now_ns))
+        if self._keeps_told:
+            self._gateway.keep_back()
+        recorded = self._write_progress(journal)
+        watch.begin(books, recorded, state, self._link.fetch_history)
+        self._watch = desk.watch = watch
         self.startingcash = float(state.account.cash)
         self.startingvalue = float(state.account.equity)
-        parts = [parse_client_order_id(order.client_order_id) for order in state.open_orders]
-        left = sum(1 for found in parts if found is not None and found.agent == self.p.agent)
-        if left:
-            self.counters["open orders of an earlier run"] = left
-            _log.warning("open orders of an earlier run are left as they are", orders=left)
+        self._link.begin()
+
+    def _write_progress(self, journal: Journal) -> list[Fill]:
+        """Write down, before anything else, what has happened while nobody traded; return the fills."""
+        changes = self._desk.changes
+        (fills, names), ends = changes.take_new_fills(), changes.take_new_ends()
+        if fills or ends:
+            journal.record_progress(fills, ends, at_ns=self._clock.time_ns(), order_names=names)
+        return fills
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Let something be written to the journal behind what was handed over for it before."""
+        if self._is_running:
+            self._gateway.run(lambda _venue: write())
+        else:
+            write()
 
     def _build_risk(self, journal: Journal, state: AccountState) -> RiskDesk | None:
         mode = self.p.mode or ("paper" if self.p.sandbox else "live")
@@ -249,9 +327,7 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
         if self.p.risk is None:
             return None
         # A connection of its own, so that the brake works while the others wait.
-        self._brake_api = TradingApi(
-            self.p.api_key, self.p.secret_key, url=self._url, timeout_s=self.p.request_timeout_s
-        )
+        self._brake_api = self._venue.open_api(priority=Priority.BRAKE, patience_s=0.0)
         link, desk = self._link, self._desk
         brake = Brake(
             journal,
@@ -261,10 +337,10 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             clock=self._clock,
             lockstep=self._lockstep,
             is_sending=lambda: link is not None and link.gateway is not None and link.gateway.is_sending,
-            on_change=lambda: self.p.wakeup.set() if self.p.wakeup is not None else None,
+            on_change=self._wake,
             on_failure=self._fail,
         )
-        risk = RiskDesk(
+        return RiskDesk(
             self.p.risk,
             brake,
             journal,
@@ -276,8 +352,53 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             lockstep=self._lockstep,
             counters=self.counters,
         )
-        risk.take_state(state)
-        return risk
+
+    # What a strategy keeps
+
+    def keep_told(self, record: ToldRecord | None) -> None:
+        """Before the start: keep what the strategy is told, which whoever calls this keeps with the strategy's state.
+
+        Orders then leave with `release_orders` alone, when that state is kept.
+
+        Args:
+            record: what the strategy's state knows; None: there is none yet.
+        """
+        self._keeps_told, self._told = True, record
+        self._reset()
+
+    def note_told(self, notification: Any) -> None:
+        """Take note of a notification that the strategy has heard."""
+        self._desk.notices.note_told(notification)
+
+    @property
+    def has_untold_changes(self) -> bool:
+        """Tell whether something was told or decided since the last `told_record`."""
+        return self._desk.notices.is_changed or (self._is_running and self._gateway.has_kept)
+
+    def told_record(self) -> ToldRecord:
+        """Return what the strategy has been told of its orders."""
+        return self._desk.notices.record()
+
+    def release_orders(self) -> None:
+        """Let the orders go that were decided by now."""
+        if self._is_running:
+            self._gateway.let_go()
+
+    def order_by_client_id(self, client_order_id: str) -> Any:
+        """Return an open order, or one of this run, by its `order.info.client_order_id`, which survives restarts.
+
+        None when there is none. To be used from the start on, also in `load_state`.
+        """
+        ticket = self._desk.tickets.get(client_order_id)
+        if ticket is None:
+            return None
+        self._own(ticket)
+        return ticket.order
+
+    def _own(self, ticket: Ticket) -> None:
+        """Let an order of an earlier run belong to the first strategy, once there is one."""
+        if ticket.order.p.owner is None and self._delivery.strategies:
+            ticket.order.p.owner = self._delivery.strategies[0]
 
     def stop(self) -> None:
         """Send what is decided, close the stream, end all threads. May be called twice, and before `start`."""
@@ -296,48 +417,23 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
             self.failure = error
+        self._wake()
+
+    def _wake(self) -> None:
         if self.p.wakeup is not None:
             self.p.wakeup.set()
 
-    # Account: cached, without I/O
-
-    def getcash(self) -> float:
-        """Return the cash of the account as of the last `next`."""
-        return float(self._book.books.cash)
-
-    get_cash = getcash
-
-    def getvalue(self, datas: Iterable[Any] | None = None) -> float:
-        """Return cash and positions at their last close; with `datas`, the value of their positions alone."""
-        if datas is None:
-            return self.getcash() + sum(self._value_of(symbol) for symbol in self._book.books.symbols)
-        return sum((self._value_of(key) for key in {self._book.key_of(data): None for data in datas}), 0.0)
-
-    get_value = getvalue
-
-    def getposition(self, data: Any, clone: bool = True) -> Any:
-        """Return the position of the data's symbol; without `clone` the object that moves with the fills."""
-        position = self._book.position(self._book.key_of(data))
-        return position.clone() if clone else position
-
-    @property
-    def positions(self) -> Mapping[Any, Any]:
-        """Positions by data."""
-        return {data: self._book.position(self._book.key_of(data)) for data in self._datas()}
-
-    def position_of(self, symbol: str) -> float:
-        """Return the signed quantity held of a symbol, in any spelling."""
-        return float(self._book.held(symbol).qty)
-
-    def refresh_account(self) -> None:
-        """Ask for a snapshot of the account, which a later `next` takes over. In lock-step there are none."""
-        if self._link is not None:
-            self._link.refresh_account()
-
     @property
     def halted(self) -> str:
-        """Why no orders are taken; empty while they are."""
-        return self._trouble or (self._risk.halted if self._risk is not None else "")
+        """Why no orders are taken, or no more than some of some symbols; empty while all are."""
+        found = self._trouble or (self._risk.halted if self._risk is not None else "")
+        return found or (self._halts.describe() if self._halts is not None else "")
+
+    @property
+    def halted_symbols(self) -> Mapping[str, str]:
+        """Why symbols take only orders that shrink their positions; spelled without a slash."""
+        halts = self._halts
+        return {symbol: halts.reason(symbol) for symbol in halts.symbols} if halts is not None else {}
 
     @property
     def risk(self) -> RiskDesk | None:
@@ -350,225 +446,44 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             return f"the broker has failed: {self.failure}"
         return self._cache.halted if self._is_running else "the broker is not started"
 
-    def _value_of(self, key: str) -> float:
-        return float(self._book.books.position(key).qty) * self._book.last_price(key, self._datas())
-
     def _datas(self) -> list[Any]:
         cerebro = getattr(self, "cerebro", None)
         return cerebro.datas if cerebro is not None else []
 
     # Orders
 
-    def buy(
-        self,
-        owner: Any,
-        data: Any,
-        size: float,
-        price: float | None = None,
-        plimit: float | None = None,
-        exectype: int | None = None,
-        valid: Any = None,
-        tradeid: int = 0,
-        oco: Any = None,
-        trailamount: float | None = None,
-        trailpercent: float | None = None,
-        parent: Any = None,
-        transmit: bool = True,
-        histnotify: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Place a buy order; see `bt.Strategy.buy`. A refusal is in the order's status."""
-        # fmt: off
-        return self._place(
-            bt.BuyOrder, valid, oco, kwargs, owner=owner, data=data, size=size, price=price, pricelimit=plimit,
-            exectype=exectype, tradeid=tradeid, trailamount=trailamount, trailpercent=trailpercent, parent=parent,
-            transmit=transmit, histnotify=histnotify,
-        )
-        # fmt: on
-
-    def sell(
-        self,
-        owner: Any,
-        data: Any,
-        size: float,
-        price: float | None = None,
-        plimit: float | None = None,
-        exectype: int | None = None,
-        valid: Any = None,
-        tradeid: int = 0,
-        oco: Any = None,
-        trailamount: float | None = None,
-        trailpercent: float | None = None,
-        parent: Any = None,
-        transmit: bool = True,
-        histnotify: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Place a sell order; see `bt.Strategy.sell`. A refusal is in the order's status."""
-        # fmt: off
-        return self._place(
-            bt.SellOrder, valid, oco, kwargs, owner=owner, data=data, size=size, price=price, pricelimit=plimit,
-            exectype=exectype, tradeid=tradeid, trailamount=trailamount, trailpercent=trailpercent, parent=parent,
-            transmit=transmit, histnotify=histnotify,
-        )
-        # fmt: on
-
-    def _place(self, order_class: Any, valid: Any, oco: Any, info: dict[str, Any], *, data: Any, **given: Any) -> Any:
-        day = _is_day(valid)
-        has_bar = len(data) > 0
-        # Without a bar Backtrader can build no order but a simulated one.
-        valid = None if not has_bar else bt.Order.DAY if day else valid
-        order = order_class(data=data, valid=valid, simulated=not has_bar, **given)
-        order.addinfo(**info)
-        order.addcomminfo(self.getcommissioninfo(data))
-        kinds = bt.Order.ExecTypes
-        is_trail = order.exectype == bt.Order.StopTrail
-        terms = OrderTerms(
-            kind=kinds[order.exectype] if order.exectype in range(len(kinds)) else str(order.exectype),
-            symbol=symbol_of(data),
-            side=Side.BUY if order.isbuy() else Side.SELL,
-            size=given["size"],
-            price=order.created.price,
-            limit_price=order.created.pricelimit,
-            day=day,
-            until=None if day or order.valid is None else float(order.valid),
-            trail_amount=given["trailamount"],
-            trail_percent=given["trailpercent"],
-            trail_start=given["price"] if is_trail else None,
-            options=info,
-        )
-        self._entry.place(
-            order,
-            terms,
-            is_started=self._is_running,
-            has_bar=has_bar,
-            at_ns=self._slice_end_ns or (line_time_ns(data.datetime[0]) if has_bar else self._clock.time_ns()),
-            parent=given["parent"],
-            transmit=given["transmit"],
-            oco=oco,
-        )
-        return order
-
-    def _check_risk(self, request: OrderRequest, *, replaces: str = "") -> Breach | None:
-        """Return the risk limit that refuses a request. Everything that is to be sent passes here.
+    def _check(self, request: OrderRequest, *, replaces: str = "") -> Breach | Refusal | None:
+        """Return what refuses a request: the halt of its symbol, a risk limit. All that is to be sent passes here.
 
         Args:
             request: about to be sent; of a replacement, the order as it will be.
             replaces: client order id of the order that it replaces.
         """
-        if self._risk is None:
-            return None
-        return self._risk.check(request, now_ns=self._market_ns(), replaces=replaces)
+        refusal = self._halts.check(request, replaces=replaces) if self._halts is not None else None
+        if refusal is not None or self._risk is None:
+            return refusal
+        return self._risk.check(request, now_ns=self._time.now_ns(), replaces=replaces)
 
     def _tell_risk(self, record: RiskRecord) -> None:
-        cerebro = getattr(self, "cerebro", None)
-        for strategy in getattr(cerebro, "runningstrats", ()):
-            strategy.notify_store(STORE_MESSAGE, record)
-
-    def submit(self, order: Any) -> Any:
-        """Return the order: `buy` and `sell` have submitted it."""
-        return order
-
-    def cancel(self, order: Any) -> bool:
-        """Ask for an order's cancellation; False when there is nothing to cancel. The venue's word follows."""
-        ticket = self._desk.find(order)
-        if ticket is None or not ticket.phase.is_open or not ticket.is_sent:
-            return False
-        if ticket.cancel_asked or ticket.cancel_wanted:
-            return False
-        self._entry.ask_cancel(ticket)
-        return True
-
-    def cancel_all(self) -> int:
-        """Ask for the cancellation of all open orders of this run; return how many that were."""
-        return sum(self.cancel(ticket.order) for ticket in tuple(self._desk.open.values()))
-
-    def replace(
-        self,
-        order: Any,
-        *,
-        size: float | None = None,
-        price: float | None = None,
-        plimit: float | None = None,
-        trailamount: float | None = None,
-        trailpercent: float | None = None,
-    ) -> bool:
-        """Ask for a change of an open order, which stays the same order of Backtrader's.
-
-        The strategy is told in any case: of the order as it stands then, or with the reason in
-        `order.info.replace_reason`. A change that cannot be asked for is answered at once with False, and the reason
-        in the same place.
-
-        Args:
-            size: new size of the whole order; its sign says nothing.
-            price: as in `buy` and `sell`: the limit of a Limit order, the trigger of a Stop or StopLimit order.
-            plimit: limit of a StopLimit order.
-            trailamount, trailpercent: of a StopTrail order, of the kind that it has.
-        """
-        wanted = ChangeTerms(
-            size=size, price=price, limit_price=plimit, trail_amount=trailamount, trail_percent=trailpercent
-        )
-        return self._entry.replace(order, wanted)
-
-    def close_position(self, data: Any) -> bool:
-        """Close the position of the data's symbol at market; False when there is none.
-
-        Open orders of the symbol are canceled first, since they hold its quantity; the closing order follows when the
-        venue has told of their end. It belongs to the first strategy.
-        """
-        key = self._book.key_of(data)
-        if not self._book.books.position(key).qty:
-            return False
-        for ticket in self._open_of(key):
-            self.cancel(ticket.order)
-        if all(self._book.key_of(other) != key for other in self._closing):
-            self._closing.append(data)
-        self._close_positions()
-        return True
-
-    def close_all(self) -> int:
-        """Close the positions of all datas as `close_position` does; return how many that were."""
-        datas = {self._book.key_of(data): data for data in reversed(self._datas())}
-        return sum(self.close_position(data) for data in datas.values())
-
-    def _open_of(self, key: str) -> list[Ticket]:
-        return [ticket for ticket in self._desk.open.values() if position_key(ticket.symbol) == key]
-
-    def _close_positions(self) -> None:
-        for data in tuple(self._closing):
-            key = self._book.key_of(data)
-            if self._open_of(key):
-                continue
-            self._closing.remove(data)
-            qty = self._book.books.position(key).qty
-            if qty:
-                place = self.sell if qty > 0 else self.buy
-                place(None, data, number(abs(qty)), exectype=bt.Order.Market)
-
-    def orderstatus(self, order: Any) -> int:
-        """Return the status of an order, or of the order that a clone was made of."""
-        ticket = self._desk.find(order)
-        return int(ticket.order.status if ticket is not None else order.status)
-
-    def get_orders_open(self, safe: bool = False) -> list[Any]:
-        """Return the orders that can still be filled, with `safe` copies of them."""
-        orders = [ticket.order for ticket in self._desk.open.values()]
-        # `Order.clone` would take the executions away from the next notification.
-        return [copy.copy(order) for order in orders] if safe else orders
+        self._delivery.tell_store(RISK_MESSAGE, record)
 
     # Notifications
 
     def notify(self, order: Any) -> None:
         """Queue a notification of the order as it is now."""
-        self._desk.notify(order)
+        self._desk.notices.notify(order)
 
     def get_notification(self) -> Any:
         """Return the next notification, None after the last one up to `next`."""
-        return self._ready.popleft() if self._ready else None
+        return self._delivery.next_notification()
 
     def next(self) -> None:
         """Take over what has come from the venue, in the order in which it came."""
         self._seed()
+        if self._adopted:
+            for name in self._adopted:
+                self._own(self._desk.tickets[name])
+            self._adopted = ()
         self._entry.release()
         for ticket in self._entry.take_lapsed():
             self._desk.lapse(ticket)
@@ -578,33 +493,26 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
             if isinstance(item, AccountState) and self._risk is not None:
                 self._risk.take_state(item)
             self._desk.take(item)
-        if self._closing:
-            self._close_positions()
+        self._closer.work()
         if not self._lockstep:
-            self._cancel_lapsed()
-        fills, ends = self._desk.take_new_fills(), self._desk.take_new_ends()
+            self._time.cancel_lapsed(self._desk, self._entry)
+        changes = self._desk.changes
+        (fills, names), ends = changes.take_new_fills(), changes.take_new_ends()
         if fills or ends:
-            self._gateway.record(fills, ends, at_ns=self._market_ns())
+            self._gateway.record(fills, ends, at_ns=self._time.now_ns(), order_names=names)
+        if self._watch is not None:
+            self._watch.flush()
         if self._risk is not None:
-            self._risk.watch(self._market_ns())
-        self._ready.extend(self._desk.release())
+            self._risk.watch(self._time.now_ns())
+        self._delivery.tell_notes()
+        self._delivery.extend(self._desk.notices.release())
 
     def _seed(self) -> None:
         """Tell the strategy's trades, once, of the positions that were there before it."""
-        if self._is_seeded:
-            return
-        self._is_seeded = True
-        for data in {self._book.key_of(data): data for data in reversed(self._datas())}.values():
-            position = self._book.position(self._book.key_of(data))
-            size, price = position.size, position.price
-            if not size:
-                continue
-            order_class = bt.BuyOrder if size > 0 else bt.SellOrder
-            order = order_class(data=data, size=abs(size), price=price, exectype=bt.Order.Market, simulated=True)
-            order.addcomminfo(self.getcommissioninfo(data))
-            order.execute(0, size, price, 0, 0.0, 0.0, size, size * price, 0.0, 0.0, 0.0, size, price)
-            order.completed()
-            self._desk.notify(order)
+        if not self._is_seeded and self._datas():
+            self._is_seeded = True
+            for order in build_seeds(self._datas(), self._book, self.getcommissioninfo):
+                self._desk.notices.notify(order)
 
     def _look_up(self, client_order_ids: Iterable[str]) -> None:
         assert self._link is not None
@@ -628,45 +536,11 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     @property
     def slice_end_ns(self) -> int:
         """End of the slice at hand; set by the engine before `next`, 0 without such an engine."""
-        return self._slice_end_ns
+        return self._time.slice_end_ns
 
     @slice_end_ns.setter
     def slice_end_ns(self, end_ns: int) -> None:
-        self._slice_seen_s = time.monotonic()
-        self._slice_end_ns = end_ns
-
-    def _market_ns(self) -> int:
-        """Return the market's time: it stands still between slices in lock-step, and goes on otherwise."""
-        if not self._slice_end_ns:
-            return self._clock.time_ns()
-        passed_s = 0.0 if self._lockstep else time.monotonic() - self._slice_seen_s
-        return self._slice_end_ns + round(passed_s * SECOND_NS)
-
-    def _has_lapsed(self, ticket: Ticket) -> bool:
-        """Tell whether an order's time has passed. In lock-step it has when it will have with its symbol's next bar."""
-        if ticket.valid is None:
-            return False
-        ahead_ns = getattr(ticket.order.data, "bar_length_ns", MINUTE_NS) if self._lockstep else 0
-        return line_time(self._market_ns() + ahead_ns) > ticket.valid
-
-    def _cancel_lapsed(self) -> None:
-        if not math.isfinite(self._entry.next_valid):
-            return
-        waiting = [t for t in self._desk.open.values() if t.valid is not None and t.is_sent and not t.cancel_asked]
-        for ticket in waiting:
-            if self._has_lapsed(ticket) and not any(member.is_expiring for member in ticket.members):
-                ticket.is_expiring = True
-                self._entry.ask_cancel(ticket)
-        self._entry.next_valid = min(
-            (t.valid for t in waiting if t.valid is not None and not t.cancel_asked), default=math.inf
-        )
-
-    def _is_due(self) -> bool:
-        return (
-            not self._lockstep
-            and self._entry.next_valid < math.inf
-            and line_time(self._market_ns()) > self._entry.next_valid
-        )
+        self._time.note_slice(end_ns)
 
     # Lock-step
 
@@ -677,10 +551,11 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
     def end_slice(self, number: int) -> None:
         """Report the slice done once all its orders are sent; only in lock-step."""
         if self._lockstep and self._is_running:
-            self._cancel_lapsed()
+            self._time.cancel_lapsed(self._desk, self._entry)
             if self._risk is not None and not self._risk.brake.is_settled:
                 self._gateway.run(self._risk.brake.work)
             self._gateway.report(number)
+            self._gateway.let_go()
 
     # Results
 
@@ -691,11 +566,4 @@ class AlpacaPaperTradingBroker(bt.BrokerBase):
 
     def results(self) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
         """Return the orders, in order of submission, and their fills, in order of execution."""
-        return [ticket.record() for ticket in self._desk.tickets.values()], list(self._desk.fill_records)
-
-
-def _is_day(valid: Any) -> bool:
-    """Tell whether `valid` means DAY: Backtrader's constant, or 0, which Backtrader documents and does not honour."""
-    if isinstance(valid, dt.timedelta):
-        return bool(valid == bt.Order.DAY)
-    return isinstance(valid, int | float) and valid == 0
+        return [ticket.record() for ticket in self._desk.tickets.values()], list(self._desk.changes.fill_records)

@@ -10,8 +10,9 @@ import backtrader as bt
 from msgspec.structs import replace
 
 from dry_work.broker.account import AccountState
-from dry_work.broker.tickets import number, position_key, symbol_of, utc_datetime
-from dry_work.orders.books import Books, Fill, HeldPosition, PositionChange
+from dry_work.broker.tickets import number, symbol_of, utc_datetime
+from dry_work.orders.books import ZERO, Books, Fill, HeldPosition, PositionChange, position_key, undo
+from dry_work.orders.model import Side
 
 
 class PositionBook:
@@ -21,6 +22,7 @@ class PositionBook:
         self.books = Books()
         self._positions: dict[str, Any] = {}
         self._keys: dict[int, tuple[Any, str]] = {}  # by identity; holding the data keeps that one its own
+        self._bought: dict[str, Decimal] = {}  # of which the venue may have taken fees
         self._prices: dict[str, float] = {}  # of the last fill or the entry, until there is a bar
 
     def key_of(self, data: Any) -> str:
@@ -53,11 +55,31 @@ class PositionBook:
 
     def take_snapshot(self, state: AccountState) -> None:
         """Take over the venue's word on cash and positions."""
+        self._bought.clear()
         positions = [replace(held, symbol=position_key(held.symbol)) for held in state.positions]
         for held in positions:
             self._prices.setdefault(held.symbol, float(held.avg_entry_price))
         for key in {held.symbol for held in positions} | self.books.reset(state.account.cash, positions):
             self._show(key)
+
+    def bought(self, symbol: str) -> Decimal:
+        """Return how much of a symbol was bought since the last snapshot."""
+        return self._bought.get(position_key(symbol), ZERO)
+
+    def rewind(self, fill: Fill, *, price: Decimal = ZERO) -> None:
+        """Take a fill out of what a snapshot holds, since it is about to be applied.
+
+        Args:
+            price: at which the position was held before, if the fill closed it as a whole.
+        """
+        key = position_key(fill.symbol)
+        after = self.books.position(key)
+        before = undo(after, fill.change, fill.price)
+        if not after.qty and price:
+            before = HeldPosition(before.qty, price)
+        self.books.set_position(key, before)
+        self.books.cash += fill.change * fill.price
+        self._show(key)
 
     def apply(self, fill: Fill) -> PositionChange | None:
         """Apply a fill, None when it was applied before."""
@@ -66,6 +88,8 @@ class PositionBook:
         if change is None:
             return None
         self._prices[key] = float(fill.price)
+        if fill.side is Side.BUY:
+            self._bought[key] = self._bought.get(key, ZERO) + fill.qty
         position = self._show(key)
         position.upopened, position.upclosed = number(change.opened), number(change.closed)
         position.price_orig = float(change.price_before)

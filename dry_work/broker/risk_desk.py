@@ -24,8 +24,9 @@ from dry_work.clock import MINUTE_NS
 from dry_work.errors import ConfigError
 from dry_work.market.calendar import SessionCalendar
 from dry_work.market.symbols import is_crypto
-from dry_work.orders.exposure import Holding, Portfolio, RiskOrder, describe_open_order, describe_request
-from dry_work.orders.model import OrderRequest
+from dry_work.orders.exposure import Holding, Portfolio, RiskOrder, describe_open_order, describe_request, units_of
+from dry_work.orders.groups import Role
+from dry_work.orders.model import OrderRequest, VenueOrder
 from dry_work.orders.risk import Breach, Quote, RiskCommand, RiskGate, RiskState
 from dry_work.orders.risk_limits import LossAction, OnBreach, RiskLimits
 
@@ -79,7 +80,12 @@ class RiskDesk:
         self._lockstep = lockstep
         self._counters = counters
         self._calendar = SessionCalendar()
-        self._foreign: tuple[RiskOrder, ...] = ()  # open orders of the account that are not this run's
+        self._listed: tuple[VenueOrder, ...] = ()  # open orders of the account, of the last snapshot
+        self._venue_equity: Decimal | None = None  # of a snapshot that was not looked at yet
+        self._offset = Decimal(0)  # from our measure of the equity to the venue's
+        self._prices: dict[str, Decimal] = {}  # of what is held, at the last look
+        self._barred: set[str] = set()  # symbols that were held when they had a bar
+        self._is_real_time = False
         self._portfolio: Portfolio | None = None
         self._told_id = brake.record.id
 
@@ -100,7 +106,12 @@ class RiskDesk:
         return record if ends else None
 
     def prepare(self, now_ns: int) -> None:
-        """Load the calendar, which takes a while; on any thread."""
+        """Load the calendar, which takes a while; on any thread.
+
+        Args:
+            now_ns: the venue's time.
+        """
+        self._is_real_time = not self._lockstep and abs(self.brake.clock.time_ns() - now_ns) < MINUTE_NS
         if not self._lockstep and self.limits.stale_bars:
             with contextlib.suppress(ConfigError):
                 self._calendar.is_open(now_ns)
@@ -113,6 +124,9 @@ class RiskDesk:
             now_ns: the market's time.
             replaces: client order id of the open order that it replaces.
         """
+        if self._is_real_time:
+            # The market's time follows the slices, so that late ones would pass for new ones.
+            now_ns = max(now_ns, self.brake.clock.time_ns())
         self._gate.state = self.brake.state
         portfolio = self._portfolio
         if portfolio is None:
@@ -128,9 +142,9 @@ class RiskDesk:
         return breach
 
     def take_state(self, state: AccountState) -> None:
-        """Take note of the account's open orders that are not this run's."""
-        others = (order for order in state.open_orders if not self._is_known(order.client_order_id))
-        self._foreign = tuple(_keyed(found) for order in others for found in describe_open_order(order))
+        """Take note of the account's open orders, and of its equity by the venue's own prices."""
+        self._listed = state.open_orders
+        self._venue_equity = state.account.equity
 
     def watch(self, now_ns: int) -> None:
         """Follow the brake and, unless limits of losses are off, the equity. Called when anything may have changed."""
@@ -142,7 +156,7 @@ class RiskDesk:
                 self._gate.release()
             self._tell(record)
         limits = self.limits
-        if (limits.day_loss is None and limits.drawdown is None) or not self._is_marked():
+        if limits.day_loss is None and limits.drawdown is None:
             return
         breach = self._gate.observe(self._equity(), now_ns)
         self.brake.marks = self._gate.marks
@@ -157,43 +171,77 @@ class RiskDesk:
     # The account, from the books
 
     def _measure(self) -> Portfolio:
-        orders = (*self._own_orders(), *self._foreign)
+        orders = (*self._own_orders(), *self._foreign_orders())
         keys = {*self._book.books.symbols, *(order.symbol for order in orders)}
         holdings = {key: Holding(self._book.books.position(key).qty, self._price(key)) for key in keys}
         return Portfolio(self._equity(), holdings, orders)
 
     def _equity(self) -> Decimal:
+        """Return the venue's equity of the last snapshot, moved on by what our books have gained or lost since.
+
+        The venue knows prices of what the run has no data of, or no bar yet; between snapshots our books are quicker.
+        """
         books = self._book.books
-        return books.cash + sum((books.position(key).qty * self._price(key) for key in books.symbols), Decimal(0))
+        prices = {key: self._price(key) for key in books.symbols}
+        for key in prices.keys() - self._barred:
+            if any(len(data) and self._book.key_of(data) == key for data in self._datas()):
+                self._barred.add(key)
+                # Until now it counted at its entry: its first bar is no gain or loss of this moment.
+                jump = prices[key] - self._prices.get(key, prices[key])
+                self._offset -= books.position(key).qty * jump * units_of(key)
+        self._prices = prices
+        own = books.cash + sum(
+            (books.position(key).qty * price * units_of(key) for key, price in prices.items()), Decimal(0)
+        )
+        if self._venue_equity is not None:
+            self._offset, self._venue_equity = self._venue_equity - own, None
+        return own + self._offset
+
+    def _foreign_orders(self) -> Iterator[RiskOrder]:
+        """Yield the account's open orders that are not this run's."""
+        for order in self._listed:
+            if not self._is_known(order.client_order_id):
+                yield from map(_keyed, describe_open_order(order))
 
     def _own_orders(self) -> Iterator[RiskOrder]:
         for ticket in self._open_tickets():
             if ticket.request is None:
                 continue
-            name = ticket.client_order_id
-            order, *legs = describe_request(ticket.request)
-            if order.qty is not None:
-                filled = sum(map(self._book.books.filled_qty, {name, ticket.venue_name}), Decimal(0))
-                order = replace(order, qty=max(order.qty - filled, Decimal(0)))
-            yield _keyed(replace(order, id=name))
-            yield from map(_keyed, legs)
-            if ticket.replacing is not None:
-                # Either the one or the other will be filled.
-                yield _keyed(describe_request(ticket.replacing.request, replaces=name)[0])
+            if ticket.role is Role.ENTRY:
+                yield from self._describe(ticket)
+                yield from self._describe_exits(ticket, entry=ticket.client_order_id)
+            elif ticket.role is not None:
+                yield from self._describe_exits(ticket)
+            else:
+                yield from self._describe(ticket)
+
+    def _describe_exits(self, ticket: Ticket, *, entry: str = "") -> Iterator[RiskOrder]:
+        """Yield the open exits of an order's group, of which one is filled."""
+        for member in ticket.members:
+            if member.role is not Role.ENTRY and member.phase.is_open:
+                yield from self._describe(member, group=f"{ticket.head.client_order_id}:exits", entry=entry)
+
+    def _describe(self, ticket: Ticket, *, group: str = "", entry: str = "") -> Iterator[RiskOrder]:
+        """Yield an order with what can still be filled of it, under our name, and the one that is to replace it."""
+        if ticket.request is None:
+            return
+        name = ticket.client_order_id
+        order = replace(describe_request(ticket.request)[0], id=name, group=group, entry=entry)
+        if order.qty is not None:
+            # A leg and a replacement have their executions under the venue's name for them. An order through zero
+            # has those of both its parts.
+            names = {ticket.venue_name} | ({name} if ticket.sent_name != name else set())
+            filled = sum(map(self._book.books.filled_qty, names), Decimal(0))
+            order = replace(order, qty=max(order.qty - filled, Decimal(0)))
+        yield _keyed(order)
+        if ticket.replacing is not None:
+            # Either the one or the other will be filled.
+            new = describe_request(ticket.replacing.request, replaces=name)[0]
+            yield _keyed(replace(new, group=group, entry=entry))
 
     def _price(self, key: str) -> Decimal:
         price = self._book.last_price(key, self._datas())
         return Decimal(repr(price)) if math.isfinite(price) else Decimal(0)
-
-    def _is_marked(self) -> bool:
-        """Tell whether every position has a price of now: before that, its gain or loss would seem to come at once."""
-        held = set(self._book.books.symbols)
-        if not held:
-            return True
-        seen = {self._book.key_of(data): False for data in self._datas()}
-        for data in self._datas():
-            seen[self._book.key_of(data)] |= len(data) > 0
-        return all(seen.get(key, True) for key in held)
 
     def _quote(self, symbol: str, now_ns: int) -> Quote:
         key = position_key(symbol)

@@ -6,6 +6,7 @@ to tell, and no difference.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -14,13 +15,15 @@ from enum import StrEnum
 import msgspec
 
 from dry_work.broker.books_reader import JournalBooks
+from dry_work.broker.differences import crypto_fee_limit
+from dry_work.broker.journal_books import MarkCause
 from dry_work.broker.own_books import LEG_ROLES, OrderState, OwnOrder, spell_symbols, sum_positions
+from dry_work.clock import SECOND_NS
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.books import ZERO, HeldPosition
 from dry_work.orders.client_ids import parse_client_order_id
 from dry_work.orders.model import TERMINAL, AccountSnapshot, OrderStatus, Side, VenueOrder, VenuePosition
 
-CRYPTO_FEE_LIMIT = Decimal("0.0025")  # the most that Alpaca takes of the coins that are bought
 _FLATTEN = "`dry-work flatten`"
 _FEES = "{} is what the venue has taken of the coins as fees"
 _ANY_CAUSE = (
@@ -161,12 +164,13 @@ def compare(books: JournalBooks, orders: Sequence[OwnOrder], snapshot: VenueSnap
     """Return our books beside the venue's; without a snapshot ours alone."""
     held = sum_positions(books)
     if snapshot is None:
+        alone = [
+            PositionRow(symbol=symbol, ours=position, venue=None, mark=Mark.ALONE)
+            for symbol, position in held.items()
+            if position.qty
+        ]
         return Comparison(
-            positions=tuple(
-                PositionRow(symbol=symbol, ours=position, venue=None, mark=Mark.ALONE)
-                for symbol, position in held.items()
-                if position.qty
-            ),
+            positions=tuple(_add_notes(alone, books)),
             orders=tuple(
                 _build_row(order, None, Mark.ALONE, [order.note] if order.note else [])
                 for order in orders
@@ -179,7 +183,7 @@ def compare(books: JournalBooks, orders: Sequence[OwnOrder], snapshot: VenueSnap
     owners = _Owners(books, orders, at_venue.values())
     order_rows, ended = _compare_orders(orders, snapshot, owners)
     return Comparison(
-        positions=tuple(_compare_positions(books, held, orders, snapshot, owners, at_venue)),
+        positions=tuple(_add_notes(_compare_positions(books, held, orders, snapshot, owners, at_venue), books)),
         orders=tuple(order_rows),
         ended=dict(ended),
     )
@@ -313,6 +317,31 @@ def _compare_positions(
             )  # fmt: skip
 
 
+def _add_notes(rows: Iterable[PositionRow], books: JournalBooks) -> Iterable[PositionRow]:
+    """Add to the positions why their symbols are halted, and what the agent has marked in them last."""
+    spelling = spell_symbols(books)
+    halts: dict[str, list[str]] = defaultdict(list)
+    for halt in books.halts:
+        halts[spelling.canonical(halt.symbol)].append(f"halted since {_minute(halt.at_ns)} UTC: {halt.reason}")
+    marked = {
+        spelling.canonical(mark.symbol): f"marked at {_minute(mark.at_ns)} UTC: {mark.detail}"
+        for mark in books.marks
+        if mark.cause in (MarkCause.MANUAL, MarkCause.UNEXPLAINED)
+    }
+    for row in rows:
+        reasons = halts.pop(row.symbol, [])
+        mark = Mark.DIFFERS if reasons else row.mark
+        if row.venue is None or row.ours.qty != row.venue.qty:
+            reasons = [*reasons, *([marked[row.symbol]] if row.symbol in marked else [])]
+        yield msgspec.structs.replace(row, mark=mark, reasons=(*row.reasons, *reasons))
+    for symbol, reasons in halts.items():
+        yield PositionRow(symbol=symbol, ours=HeldPosition(), venue=None, mark=Mark.DIFFERS, reasons=tuple(reasons))
+
+
+def _minute(time_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(time_ns // SECOND_NS))
+
+
 def _explain(
     symbol: str,
     difference: Decimal,
@@ -323,7 +352,7 @@ def _explain(
 ) -> tuple[Mark, list[str]]:
     """Return how a position that differs is to be marked, and why it can be: from the venue's orders of the symbol."""
     if snapshot.history is None:
-        if is_crypto(symbol) and -CRYPTO_FEE_LIMIT * bought <= difference < 0:
+        if is_crypto(symbol) and -crypto_fee_limit(bought) <= difference < 0:
             return Mark.EQUAL, [_FEES.format(_signed(difference))]
         return Mark.DIFFERS, [f"{_signed(difference)}: {_ANY_CAUSE}"]
     told: dict[str, Decimal] = defaultdict(Decimal)
@@ -350,7 +379,7 @@ def _explain(
         is_ours = is_ours and owner == _FLATTEN
         count = f"{len(changes)} order{'' if len(changes) == 1 else 's'}"
         reasons.append(f"{_signed(sum(changes, ZERO))} by {count} of {owner}")
-    if rest and is_crypto(symbol) and -CRYPTO_FEE_LIMIT * bought <= rest < 0:
+    if rest and is_crypto(symbol) and -crypto_fee_limit(bought) <= rest < 0:
         reasons.append(_FEES.format(_signed(rest)))
         rest = ZERO
     if rest:

@@ -10,14 +10,29 @@ from typing import Any
 import backtrader as bt
 
 from dry_work.broker.outcomes import PairHold
+from dry_work.broker.told import SavedReplacement, SavedSubmit, ToldOrder
 from dry_work.market.symbols import is_option
-from dry_work.orders.books import Fill, PositionChange
+from dry_work.orders.books import Fill, PositionChange, position_key
 from dry_work.orders.groups import Role
 from dry_work.orders.lifecycle import Phase, status_word
 from dry_work.orders.mapping import OrderTerms, order_type_word, parse_qty
 from dry_work.orders.model import OrderRequest
 from dry_work.wire.alpaca_rest import parse_venue_symbol
 from dry_work.wire.pubsub import encode_time
+
+__all__ = [
+    "CancelMark",
+    "PendingReplacement",
+    "Ticket",
+    "execute_order",
+    "fill_record",
+    "line_time",
+    "line_time_ns",
+    "number",
+    "position_key",
+    "symbol_of",
+    "utc_datetime",
+]
 
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - Backtrader's own times are naive UTC
 _EPOCH_DAYS = float(_EPOCH.toordinal())
@@ -42,6 +57,7 @@ class PendingReplacement:
 
     request: OrderRequest  # the order as it is to stand then, under the new client order id
     is_unresolved: bool = False  # the venue may or may not have it
+    saved: SavedReplacement | None = None
 
 
 @dataclass(eq=False)
@@ -77,6 +93,15 @@ class Ticket:
     hold: PairHold | None = None  # while it may still become one of a pair
     remainder: Ticket.Remainder | None = None  # the second part of a split order, while it is not sent
     replacing: PendingReplacement | None = None
+    filled: Decimal = Decimal(0)
+    links: tuple[str, str, bool] = ("", "", True)  # client order ids of `parent` and `oco`, `transmit`
+    standing: str = ""  # client order id of the replacement that stands for it
+    saved: SavedSubmit | None = None  # as it was given to the order worker
+    is_answered: bool = False  # what became of its submit is known, and so in the journal
+    told: ToldOrder | None = None  # what the strategy knows of it
+    queued: int = 0  # notifications that it has not heard yet
+    asked_replacement: str = ""  # client order id of the one that it has asked for and not heard of
+    asked_count: int = 0  # replacements that it has asked for
 
     @dataclass
     class Remainder:
@@ -188,11 +213,6 @@ def line_time(time_ns: int) -> float:
 def line_time_ns(value: float) -> int:
     """Return what a `datetime` line holds as nanoseconds, to the millisecond: floats of days hold no more."""
     return round((value - _EPOCH_DAYS) * 86_400_000) * 1_000_000
-
-
-def position_key(symbol: str) -> str:
-    """Return what is equal for all spellings of a symbol: BTC/USD and BTCUSD are one position."""
-    return symbol.replace("/", "").upper()
 
 
 def symbol_of(data: Any) -> str:

@@ -14,15 +14,16 @@ from typing import TypeVar
 
 import structlog
 
-from dry_work.alpaca.streams import SliceMark, TradeUpdates
-from dry_work.alpaca.trading import TradingApi
+from dry_work.alpaca.streams import SliceMark
+from dry_work.alpaca.venues import VenueAccess
 from dry_work.backoff import CAP_S, Backoff
 from dry_work.broker.account import AccountCache, AccountKeeper, AccountState, fetch_account
+from dry_work.broker.account_history import fetch_executions, fetch_history
 from dry_work.broker.desk import DeskItem
 from dry_work.broker.gateway import OrderGateway
 from dry_work.broker.journal import Journal, JournalSession
 from dry_work.errors import BrokerError, BrokerUnavailableError, CodecError
-from dry_work.orders.model import TradeEvent
+from dry_work.orders.model import Execution, TradeEvent, VenueOrder
 from dry_work.orders.risk import Breach
 from dry_work.wakeup import Wakeup
 
@@ -41,8 +42,7 @@ class VenueLink:
     """Connection of one account.
 
     Args:
-        url: base URL of the API.
-        stream_url: whole URL of the trade_updates stream.
+        venue: how the account is reached.
         wakeup: raised after everything that comes into the inbox.
         cache: told of fills and snapshots.
         open_orders: returns the client order ids of the orders that can still be filled; called from any thread.
@@ -55,11 +55,7 @@ class VenueLink:
     def __init__(
         self,
         *,
-        url: str,
-        stream_url: str,
-        api_key: str,
-        secret_key: str,
-        request_timeout_s: float,
+        venue: VenueAccess,
         refresh_s: float | None,
         wakeup: Wakeup,
         cache: AccountCache,
@@ -78,13 +74,10 @@ class VenueLink:
         self._lockstep = refresh_s is None
         self._last_event_id = ""
         self._awaited: tuple[str, int, float] | None = None  # event id, resyncs begun when it was asked for, since
-        self._order_api, self._account_api = (
-            TradingApi(api_key, secret_key, url=url, timeout_s=request_timeout_s) for _ in range(2)
-        )
-        self._stream = TradeUpdates(
-            stream_url,
-            api_key=api_key,
-            secret_key=secret_key,
+        # The order worker waits for the budget by itself: what it sends is judged right before it leaves.
+        self._order_api = venue.open_api(patience_s=0.0)
+        self._account_api = venue.open_api()
+        self._stream = venue.open_stream(
             on_event=self._on_event,
             on_listening=self._on_listening,
             on_unreadable=self._on_unreadable,
@@ -147,7 +140,7 @@ class VenueLink:
         consumer: str,
         judge: Callable[[str], Breach | None],
     ) -> OrderGateway:
-        """Begin to take orders."""
+        """Return the order worker, which `begin` lets work."""
         self.gateway = OrderGateway(
             self._order_api,
             journal,
@@ -158,12 +151,41 @@ class VenueLink:
             consumer=consumer,
             judge=judge,
         )
+        return self.gateway
+
+    def begin(self) -> None:
+        """Let order worker and account keeper work."""
+        assert self.gateway is not None
         self.gateway.start()
         self._keeper.start()
-        return self.gateway
+
+    def fetch_state(self) -> AccountState:
+        """Return the account as it is now; before `begin`.
+
+        Raises:
+            BrokerError: the venue did not answer in time.
+        """
+        return _repeat(lambda: self._fetch(self._cache.fills_received), time.monotonic() + START_TIMEOUT_S)
+
+    def fetch_executions(self, *, since_ns: int) -> list[Execution]:
+        """Return the account's executions since then, none when the venue does not list them; before `begin`."""
+        try:
+            return fetch_executions(self._account_api, since_ns=since_ns)
+        except BrokerError as error:
+            _log.warning("executions are not listed, orders' totals are taken", error=str(error))
+            return []
+
+    def fetch_history(self, symbols: Iterable[str]) -> list[VenueOrder] | None:
+        """Return the newest orders of these symbols, of all states; None when the venue did not answer."""
+        try:
+            return fetch_history(self._account_api, symbols)
+        except BrokerError as error:
+            _log.warning("orders of symbols cannot be fetched", error=str(error))
+            return None
 
     def stop(self) -> None:
         """Send what is decided, close the stream, end all threads. May be called twice, and before `connect`."""
+        self._account_api.abandon()
         self._keeper.stop(0.0)  # a request under way may end while the worker does
         if self.gateway is not None:
             self.gateway.stop(STOP_TIMEOUT_S)
@@ -173,9 +195,9 @@ class VenueLink:
         self._keeper.stop(0.5)
         self._account_api.close()
 
-    def refresh_account(self) -> None:
-        """Fetch a snapshot of the account soon."""
-        self._keeper.refresh()
+    def refresh_account(self, history_of: Iterable[str] = ()) -> None:
+        """Fetch a snapshot of the account soon, with the orders of these symbols of all states."""
+        self._keeper.refresh(history_of)
 
     def look_up(self, client_order_ids: Iterable[str]) -> None:
         """Ask the venue for these orders."""
@@ -239,6 +261,7 @@ class VenueLink:
         """Fetch what the stream may not have told."""
         if self.gateway is not None:
             self.gateway.resync(self._open_orders())
+            self._keeper.refresh()
 
     def _on_tick(self) -> None:
         awaited, gateway = self._awaited, self.gateway

@@ -16,6 +16,12 @@ COMMANDS = {
     "run": ("dry_work.cli.run", "Trade with a Backtrader strategy, on Alpaca paper or on the local stack."),
     "backtest": ("dry_work.cli.backtest", "Run a strategy on recorded bars."),
     "optimize": ("dry_work.cli.optimize", "Try many parameter sets, and judge the best on later data."),
+    "deploy": ("dry_work.cli.deploy", "Deploy an agent: to this machine, or to Kubernetes by the deploy service."),
+    "logs": ("dry_work.cli.logs", "Print what a deployed agent wrote."),
+    "stop": ("dry_work.cli.stop", "Stop a deployed agent, or the local deploy service."),
+    "restart": ("dry_work.cli.restart", "Start a deployed agent anew."),
+    "rollback": ("dry_work.cli.rollback", "Deploy what an agent was before."),
+    "setup": ("dry_work.cli.setup", "Print or make what a Google Cloud project needs once."),
     "halt": ("dry_work.cli.halt", "Stop an agent's orders, also when it hangs; or let it trade again."),
     "flatten": ("dry_work.cli.flatten", "Cancel all orders and close all positions, also of an agent that hangs."),
     "status": ("dry_work.cli.status", "Show agents: health, orders and positions, beside the venue's."),
@@ -28,6 +34,7 @@ COMMANDS = {
     "exchange": ("dry_work.cli.exchange", "Serve the simulated exchange, for any Alpaca program."),
     "hub": ("dry_work.cli.hub", "Share one Alpaca market-data connection over Pub/Sub."),
     "pubsub": ("dry_work.cli.pubsub", "Serve an embedded Pub/Sub for Google's own clients."),
+    "health": ("dry_work.cli.health", "Tell whether an agent's heartbeat is fresh; the check of a container."),
 }
 
 

@@ -73,4 +73,10 @@ def build_operator(agent: str | None, state_dir: str | None) -> Any:
         return s.read_credentials(environment)
 
     limits = s.parse_risk(s.read_toml(folder / "dry-work.toml", "risk"), local=True) or RiskLimits()
-    return Operator(find_agent(named, roots), tell=click.echo, credentials=choose_credentials, limits=limits)
+    return Operator(
+        find_agent(named, roots),
+        tell=click.echo,
+        credentials=choose_credentials,
+        limits=limits,
+        account_id=s.parse_account_id(s.read_variable(environment, "ALPACA_ACCOUNT_ID")),
+    )

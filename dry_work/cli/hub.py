@@ -1,4 +1,4 @@
-"""`dry-work hub`: shares one upstream market-data connection over Pub/Sub until it is stopped."""
+"""`dry-work hub`: shares the connections that Alpaca allows with any number of programs until it is stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("hub")
 @click.option("--symbols", metavar="FILE|LIST", help="File with one symbol a line, or a comma list.  [HUB_SYMBOLS]")
-@click.option("--sinks", metavar="LIST", help="Where the data goes; offered now: pubsub.  [HUB_SINKS]")
+@click.option("--sinks", metavar="LIST", help="Interfaces: pubsub (default), websocket, grpc, nats.  [HUB_SINKS]")
 @click.option("--project", metavar="ID", help="Google Cloud project.  [GOOGLE_CLOUD_PROJECT]")
 @click.option("--feed", metavar="NAME", help="Stock feed: iex (default), sip, delayed_sip or test.  [ALPACA_FEED]")
 @click.option("--stream-url", metavar="URL", help="Base of the market-data WebSocket.  [ALPACA_STREAM_URL]")
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 @click.option("--crypto-topic", metavar="ID", help="Topic of crypto pairs.  [CRYPTO_DATA_TOPIC]")
 @click.option(
     "--batch/--no-batch", default=None, help="Publish bars that came together in one message. Off.  [HUB_BATCH]"
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps over a restart what was told of orders; without it nothing is kept.",
 )
 def command(
     *,
@@ -36,19 +41,25 @@ def command(
     market_topic: str | None,
     crypto_topic: str | None,
     batch: bool | None,
+    state_dir: Path | None,
 ) -> None:
-    """Share one Alpaca market-data connection over Pub/Sub.
+    """Share the connections that Alpaca allows with any number of programs.
+
+    Pub/Sub takes the bars of --symbols. WebSocket serves Alpaca's own streams, market data and trade updates, on
+    PROXY_PORT (8099); gRPC serves cream.v1 on STREAM_PROXY_GRPC_PORT (50052); NATS takes orders too. They subscribe
+    what their clients want. All of them bind to HUB_BIND_HOST (127.0.0.1); elsewhere clients give HUB_TOKEN.
 
     Credentials come from ALPACA_API_KEY and ALPACA_SECRET_KEY. Runs until it is stopped.
 
     \b
-    Example:
+    Examples:
       dry-work hub --symbols SPY,BTC/USD --sinks pubsub --project my-project
+      dry-work hub --sinks websocket,grpc --state-dir hub-state
     """
     import structlog
 
     from dry_work.cli.signals import StopWaiter
-    from dry_work.hub.service import HubService
+    from dry_work.hub.assembly import build_hub
     from dry_work.hub.settings import build_settings
     from dry_work.observability.logging import set_up_logging
     from dry_work.settings import read_environment
@@ -65,24 +76,12 @@ def command(
         market_topic=market_topic,
         crypto_topic=crypto_topic,
         batch=batch,
+        state_dir=state_dir,
     )
     set_up_logging(environment.get("LOG_LEVEL") or "info")
     structlog.get_logger(__name__).info("configuration", **settings.masked())
     with StopWaiter() as waiter:
-        hub = HubService(
-            settings.stream_url,
-            key=settings.key,
-            secret=settings.secret,
-            project=settings.project,
-            symbols=settings.symbols,
-            pubsub_endpoint=settings.pubsub_endpoint,
-            market_topic=settings.market_topic,
-            crypto_topic=settings.crypto_topic,
-            stock_feed=settings.feed,
-            batch=settings.batch,
-            on_feed=_report_feed,
-            on_failure=waiter.fail,
-        )
+        hub = build_hub(settings, environment, on_feed=_report_feed, on_failure=waiter.fail)
         hub.start()
         try:
             code = waiter.wait_for_code()
@@ -107,6 +106,11 @@ def _report_end(status: HubStatus) -> None:
                 f"hub: {feed.feed}: {_count(feed.bars, 'bar')}, {_count(feed.watermarks, 'watermark')}, "
                 f"{_count(feed.reconnects, 'reconnect')}"
             )
+    for sink in status.sinks:
+        click.echo(
+            f"hub: {sink.name}: {_count(sink.offered, 'event')} offered, {sink.delivered} delivered, "
+            f"{sink.conflated} conflated, {sink.dropped} dropped"
+        )
     for topic in status.topics:
         if topic.published or topic.dropped or topic.failures:
             click.echo(

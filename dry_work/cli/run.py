@@ -188,18 +188,14 @@ def build_settings(
 def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: bool) -> Any:
     from dry_work import settings as s
 
-    if s.read_variable(environment, "ALPACA_ACCOUNT_ID"):
-        raise ConfigError(
-            "ALPACA_ACCOUNT_ID is set: accounts of the Broker API come with a later version. "
-            "Unset it to trade with the key's own account"
-        )
+    account_id = s.parse_account_id(s.read_variable(environment, "ALPACA_ACCOUNT_ID"))
     credentials = s.read_credentials(environment, hint=", or try --local, which needs no account")
-    default_url = s.LIVE_URL if live else s.PAPER_URL
+    default_url, default_data_url = s.choose_venue_urls(account_id, live=live)
     alpaca_url = s.parse_url(s.read_variable(environment, "ALPACA_URL") or default_url, name="ALPACA_URL")
-    s.check_live(credentials, alpaca_url, live=live)
-    simulated = alpaca_url not in (s.PAPER_URL, s.LIVE_URL)
+    s.check_live(credentials, alpaca_url, live=live, account_id=account_id)
+    simulated = alpaca_url != default_url
     # Beside a simulated exchange the history comes from it too, unless it is named.
-    data_url = s.read_variable(environment, "ALPACA_DATA_URL") or (alpaca_url if simulated else s.DATA_URL)
+    data_url = s.read_variable(environment, "ALPACA_DATA_URL") or (alpaca_url if simulated else default_data_url)
     project = s.read_variable(environment, "GOOGLE_CLOUD_PROJECT")
     if not project:
         raise ConfigError("no Google Cloud project: set GOOGLE_CLOUD_PROJECT, or try --local, which needs none")
@@ -207,6 +203,7 @@ def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: 
         mode="live" if live else "paper",
         credentials=credentials,
         alpaca_url=alpaca_url,
+        account_id=account_id,
         data_url=s.parse_url(data_url, name="ALPACA_DATA_URL"),
         project=project,
         market_topic=s.read_variable(environment, "MARKET_DATA_TOPIC") or s.MARKET_TOPIC,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dry_work.errors import BrokerError, BrokerUnavailableError, CodecError, ConfigError, VenueAuthError
+from dry_work.cli.deploy_target import choose_target, target_options
+from dry_work.errors import BrokerError, BrokerUnavailableError, CodecError, ConfigError, DryWorkError, VenueAuthError
 
 if TYPE_CHECKING:
-    from dry_work.alpaca.trading import TradingApi
+    from dry_work.alpaca.venue_api import VenueApi
     from dry_work.broker.books_reader import JournalBooks
     from dry_work.broker.own_books import OwnOrder
     from dry_work.broker.status import Comparison, VenueSnapshot
+    from dry_work.cli.deployments import Deployment
     from dry_work.engine.health import AgentHealth
     from dry_work.orders.model import VenueOrder
     from dry_work.settings import Credentials
@@ -33,41 +36,77 @@ _CHAIN = 16  # replacements that are followed
 @click.argument("agent", required=False)
 @click.option("--state-dir", type=click.Path(), metavar="DIR", help="Where the agents' state is. Default: ./.dry-work.")
 @click.option("--no-venue", is_flag=True, help="Show our books alone; the venue is not asked.")
+@target_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def command(agent: str | None, state_dir: str | None, no_venue: bool, as_json: bool) -> int:
-    """List agents, or show one: its health, and its books beside the venue's, marked where they differ.
+def command(
+    agent: str | None,
+    state_dir: str | None,
+    no_venue: bool,
+    target: str | None,
+    url: str | None,
+    token_file: Path | None,
+    folder: Path | None,
+    as_json: bool,
+) -> int:
+    """List agents, or show one: its deployment, its health, and its books beside the venue's, marked where they differ.
 
     Without AGENT all agents of the state directory are listed, unless there is only one. With one, the venue is asked
-    when ALPACA_API_KEY and ALPACA_SECRET_KEY are set and are those of the agent's account. Nothing is written and no
-    trader waits for it, also when it hangs or was killed.
+    when ALPACA_API_KEY and ALPACA_SECRET_KEY are set and are those of the agent's account; agents that were deployed to
+    this machine bring theirs. Nothing is written and no trader waits for it, also when it hangs or was killed. With
+    --url the deploy service is asked.
 
     \b
     Examples:
       dry-work status
       dry-work status my-agent
       dry-work status my-agent --state-dir /var/lib/trading-agent --json
+      dry-work status my-agent --url https://us-central1-my-project.cloudfunctions.net
 
-    Exit codes: 0 all is equal, or the venue was not to be asked; 1 the books differ or could not be compared, or an
-    agent died or hangs while it has open orders or positions; 2 usage, or credentials of another account.
+    Exit codes: 0 all is equal, or the venue was not to be asked; 1 the books differ or could not be compared, a
+    deployment failed, or an agent died or hangs while it has open orders or positions; 2 usage, or credentials of
+    another account.
     """
     from dry_work import settings as s
+    from dry_work.cli.deployments import choose_deployment, find_deployments
     from dry_work.clock import SystemClock
     from dry_work.engine.health import list_agents
 
-    folder = Path.cwd()
-    given = state_dir or s.read_toml(folder / "dry-work.toml").get("state_dir")
+    here = Path.cwd()
+    given = state_dir or s.read_toml(here / "dry-work.toml").get("state_dir")
+    deployments: list[Deployment] = []
+    is_named = bool(url or folder is not None or target)
+    # An image of the runtime has no part of the deploy service.
+    if not state_dir and (is_named or find_spec("deploy") is not None):
+        try:
+            deployments = find_deployments(choose_target(target, url, token_file, folder))
+        except DryWorkError as error:
+            if is_named:
+                raise
+            click.echo(f"deployments: {error}", err=True)  # what is on this machine is shown all the same
     roots = [Path(given)] if given else [s.DEFAULT_STATE_DIR, s.POD_STATE_DIR]
+    if url or folder is not None:
+        roots = []  # of that service only
     now_ns = SystemClock().time_ns()
-    agents = list_agents([root for root in roots if root.is_dir()], now_ns=now_ns)
-    if not agents:
-        where = " and ".join(str(root) for root in roots)
-        raise ConfigError(f"no agent has run with {where}: name its state directory with --state-dir")
+    own_roots = [found.state_dir for found in deployments if found.state_dir is not None]
+    deployment = None
     if agent is not None:
+        deployment = choose_deployment(agent, deployments)
+        deployments = [] if deployment is None else [deployment]
+        if deployment is not None:
+            roots, own_roots = [], [deployment.state_dir] if deployment.state_dir is not None else []
+    agents = list_agents([root for root in (*roots, *own_roots) if root.is_dir()], now_ns=now_ns)
+    if not agents and not deployments:
+        where = " and ".join(str(root) for root in roots) or (url or str(folder))
+        raise ConfigError(f"no agent has run with {where}: name its state directory with --state-dir")
+    if agent is not None and deployment is None:
         agents = [choose_agent(agent, agents)]
-    if agent is None and len(agents) > 1:
-        return _list(agents, now_ns=now_ns, as_json=as_json)
-    environment = s.read_environment(folder)
-    return _show(agents[0], environment, now_ns=now_ns, no_venue=no_venue, as_json=as_json)
+    if len(agents) != 1 or len(deployments) > 1 or (deployments and agents[0].path != deployments[0].state_dir):
+        return _list(agents, deployments, now_ns=now_ns, as_json=as_json)
+    environment = s.read_environment(here)
+    if deployments:
+        environment = deployments[0].environment
+        deployment = deployments[0]
+    return _show(agents[0], environment, deployment, now_ns=now_ns, no_venue=no_venue, as_json=as_json)
 
 
 def choose_agent(agent: str, agents: Iterable[AgentHealth]) -> AgentHealth:
@@ -93,7 +132,8 @@ def choose_agent(agent: str, agents: Iterable[AgentHealth]) -> AgentHealth:
     raise ConfigError(f"no agent {agent!r}; {hint}")
 
 
-def _list(agents: list[AgentHealth], *, now_ns: int, as_json: bool) -> int:
+def _list(agents: list[AgentHealth], deployments: list[Deployment], *, now_ns: int, as_json: bool) -> int:
+    from dry_work.cli.deployments import build_deployment_list
     from dry_work.cli.status_view import Summary, build_list, list_to_json
 
     rows: list[Summary] = []
@@ -101,15 +141,28 @@ def _list(agents: list[AgentHealth], *, now_ns: int, as_json: bool) -> int:
         books, problem = _read_books(health)
         rows.append(Summary.of(health, books, problem))
     if as_json:
-        click.echo(json.dumps(list_to_json(rows)))
+        click.echo(json.dumps(list_to_json(rows) | {"deployments": [found.to_json() for found in deployments]}))
     else:
-        _print(build_list(rows, now_ns=now_ns))
-    return 1 if any(row.needs_attention for row in rows) else 0
+        if deployments:
+            _print(build_deployment_list(deployments))
+        if rows:
+            _print(build_list(rows, now_ns=now_ns))
+    is_well = all(found.is_well for found in deployments)
+    return 0 if is_well and not any(row.needs_attention for row in rows) else 1
 
 
-def _show(health: AgentHealth, environment: Mapping[str, str], *, now_ns: int, no_venue: bool, as_json: bool) -> int:
+def _show(
+    health: AgentHealth,
+    environment: Mapping[str, str],
+    deployment: Deployment | None,
+    *,
+    now_ns: int,
+    no_venue: bool,
+    as_json: bool,
+) -> int:
     from dry_work.broker.own_books import build_orders
     from dry_work.broker.status import Comparison, compare
+    from dry_work.cli.deployments import describe_deployment
     from dry_work.cli.status_view import Detail, Summary, build_detail, detail_to_json
 
     books, problem = _read_books(health)
@@ -142,11 +195,14 @@ def _show(health: AgentHealth, environment: Mapping[str, str], *, now_ns: int, n
         snapshot=snapshot,
         venue_note=said,
     )
-    if detail.needs_attention:
+    if detail.needs_attention or (deployment is not None and not deployment.is_well):
         code = max(code, 1)
     if as_json:
-        click.echo(json.dumps(detail_to_json(detail)))
+        shown = None if deployment is None else deployment.to_json()
+        click.echo(json.dumps(detail_to_json(detail) | {"deployment": shown}))
     else:
+        if deployment is not None:
+            _print(describe_deployment(deployment))
         _print(build_detail(detail, now_ns=now_ns))
     return code
 
@@ -184,15 +240,16 @@ def _print(parts: Iterable[Any]) -> None:
 
 def _open_venue(
     books: JournalBooks, health: AgentHealth, environment: Mapping[str, str]
-) -> tuple[TradingApi, str] | None:
+) -> tuple[VenueApi, str] | None:
     """Return the API of the agent's account and its id.
 
     Raises:
         NotComparedError: there is nothing to ask, or no way to.
         ConfigError: the settings contradict each other.
     """
-    from dry_work.alpaca.trading import TradingApi
+    from dry_work.alpaca.venues import choose_account_id, open_venue
     from dry_work.engine.health import Life
+    from dry_work.settings import parse_account_id, read_variable
 
     account = books.account
     if account is None:
@@ -209,7 +266,16 @@ def _open_venue(
             f"not asked: the journal names {account.url}, which is not Alpaca's; set ALPACA_URL to it if it is yours",
             exit_code=1,
         )
-    return TradingApi(keys.key, keys.secret, url=url, timeout_s=REQUEST_TIMEOUT_S), account.account_id
+    named = parse_account_id(read_variable(environment, "ALPACA_ACCOUNT_ID"))
+    venue = open_venue(
+        keys.key,
+        keys.secret,
+        url=url,
+        account_id=choose_account_id(url, account.account_id, named),
+        paper=False,  # nothing is traded here
+        timeout_s=REQUEST_TIMEOUT_S,
+    )
+    return venue.open_api(), account.account_id
 
 
 def _choose_venue(recorded: str, mode: str, environment: Mapping[str, str]) -> tuple[str, Credentials | None]:
@@ -229,11 +295,12 @@ def _choose_venue(recorded: str, mode: str, environment: Mapping[str, str]) -> t
     if named:
         return s.parse_url(named, name="ALPACA_URL"), keys
     # A state directory may come from anywhere: its word is not enough to send keys to.
-    return (recorded if recorded in (s.PAPER_URL, s.LIVE_URL) or is_loopback_url(recorded) else ""), keys
+    known = (s.PAPER_URL, s.LIVE_URL, s.BROKER_SANDBOX_URL, s.BROKER_LIVE_URL)
+    return (recorded if recorded in known or is_loopback_url(recorded) else ""), keys
 
 
 def _compare_often(
-    api: TradingApi, books: JournalBooks, health: AgentHealth, account_id: str
+    api: VenueApi, books: JournalBooks, health: AgentHealth, account_id: str
 ) -> tuple[Comparison, VenueSnapshot, JournalBooks]:
     """Compare, and look again while the agent runs and its books differ: a fill may be on its way to them."""
     from dry_work.broker.own_books import build_orders
@@ -255,7 +322,7 @@ def _compare_often(
     return comparison, snapshot, books
 
 
-def fetch_snapshot(api: TradingApi, books: JournalBooks, orders: list[OwnOrder], account_id: str) -> VenueSnapshot:
+def fetch_snapshot(api: VenueApi, books: JournalBooks, orders: list[OwnOrder], account_id: str) -> VenueSnapshot:
     """Return what the venue says, as far as it is needed to compare.
 
     Raises:
@@ -290,7 +357,7 @@ def fetch_snapshot(api: TradingApi, books: JournalBooks, orders: list[OwnOrder],
     return replace(snapshot, looked_up=looked_up)
 
 
-def _look_up(api: TradingApi, own: OwnOrder) -> VenueOrder | None:
+def _look_up(api: VenueApi, own: OwnOrder) -> VenueOrder | None:
     """Return the order that stands for ours at the venue now, None when the venue does not know it."""
     found: VenueOrder | None = None
     for name in own.names[::-1]:
@@ -304,9 +371,9 @@ def _look_up(api: TradingApi, own: OwnOrder) -> VenueOrder | None:
     return found
 
 
-def _list_orders(api: TradingApi, symbols: list[str]) -> tuple[list[VenueOrder], bool]:
+def _list_orders(api: VenueApi, symbols: list[str]) -> tuple[list[VenueOrder], bool]:
     """Return the newest orders of these symbols, of all states, and whether these are all there are."""
-    from dry_work.alpaca.trading import OPEN_ORDERS_LIMIT
+    from dry_work.alpaca.venue_api import OPEN_ORDERS_LIMIT
     from dry_work.wire.alpaca_rest import parse_order
     from dry_work.wire.pubsub import encode_time
 

@@ -11,12 +11,11 @@ import msgspec
 
 from dry_work.market.symbols import read_symbols
 from dry_work.settings import (
-    DATA_URL,
     DEFAULT_SYMBOLS,
-    LIVE_URL,
-    PAPER_URL,
     POD_STATE_DIR,
     choose_state_dir,
+    choose_venue_urls,
+    parse_account_id,
     parse_url,
     read_variable,
 )
@@ -72,13 +71,19 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
         return self.variable("AGENT_ID") or str(self.toml.get("agent_id", ""))
 
     @property
+    def account_id(self) -> str:
+        return parse_account_id(self.variable("ALPACA_ACCOUNT_ID"))
+
+    @property
     def alpaca_url(self) -> str:
-        default = LIVE_URL if self.live else PAPER_URL
+        default, _ = choose_venue_urls(self.account_id, live=self.live)
         return parse_url(self.variable("ALPACA_URL", default=default), name="ALPACA_URL")
 
     @property
     def data_url(self) -> str:
-        default = DATA_URL if self.alpaca_url in (PAPER_URL, LIVE_URL) else self.alpaca_url
+        default_url, default = choose_venue_urls(self.account_id, live=self.live)
+        if self.alpaca_url != default_url:
+            default = self.alpaca_url
         return parse_url(self.variable("ALPACA_DATA_URL", default=default), name="ALPACA_DATA_URL")
 
     def wanted_symbols(self) -> list[str]:

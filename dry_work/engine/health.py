@@ -1,17 +1,10 @@
-"""Agents as their state directories show them: who runs, since when, what is kept. Reads only, and takes no lock.
-
-A lease is not tried, since a trader that starts at that moment would find it taken: whether the process that holds it
-is alive is seen from the process.
-"""
+"""Agents as their state directories show them: who runs, since when, what is kept. Reads only, and takes no lock."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -20,9 +13,9 @@ import msgspec
 
 from dry_work.clock import SECOND_NS
 from dry_work.engine.state import HEARTBEAT, JOURNAL, RECORDINGS, STRATEGY
+from dry_work.feeds.lease_holder import LeaseHolder, read_holder
 
 STALE_S = 60.0  # heartbeats come every 15 seconds from a strategy whose `next` returns
-_START_TOLERANCE_S = 5.0
 
 
 class Life(StrEnum):
@@ -65,16 +58,6 @@ class AgentHealth(msgspec.Struct, frozen=True, kw_only=True):
         return self.path / JOURNAL
 
 
-class _Holder(msgspec.Struct, frozen=True):
-    name: str
-    changed_ns: int
-    pid: int | None = None
-    host: str = ""
-    since_ns: int | None = None
-    is_alive: bool | None = None  # None: not known; of one that has given it back: no holder
-    is_readable: bool = True
-
-
 def list_agents(roots: Sequence[Path], *, now_ns: int) -> list[AgentHealth]:
     """Return the agents below these state directories, as they are given to `--state-dir`."""
     return [read_health(folder, now_ns=now_ns) for root in roots for folder in _list_folders(root)]
@@ -91,11 +74,11 @@ def _list_folders(root: Path) -> Iterator[Path]:
 def read_health(folder: Path, *, now_ns: int) -> AgentHealth:
     """Return what the state directory `folder` shows."""
     holders = sorted(
-        (_read_holder(lock) for lock in folder.glob("agent-*.lock")),
+        (read_holder(lock) for lock in folder.glob("agent-*.lock")),
         key=lambda holder: (holder.is_alive is True, holder.changed_ns),
         reverse=True,
     )
-    holder = holders[0] if holders else _Holder(folder.name, 0)
+    holder = holders[0] if holders else LeaseHolder(folder.name, 0)
     beat = _read_object(folder / HEARTBEAT)
     heartbeat_ns = beat.get("time_ns") if isinstance(beat.get("time_ns"), int) else None
     if holder.pid is not None and beat.get("pid") != holder.pid:
@@ -118,7 +101,7 @@ def read_health(folder: Path, *, now_ns: int) -> AgentHealth:
     )
 
 
-def _judge(holder: _Holder, heartbeat_ns: int | None, now_ns: int) -> Life:
+def _judge(holder: LeaseHolder, heartbeat_ns: int | None, now_ns: int) -> Life:
     if not holder.is_readable:
         return Life.UNKNOWN
     if holder.pid is None:
@@ -129,42 +112,6 @@ def _judge(holder: _Holder, heartbeat_ns: int | None, now_ns: int) -> Life:
     if not holder.is_alive:
         return Life.DIED
     return Life.HANGS if is_stale else Life.RUNNING
-
-
-def _read_holder(lock: Path) -> _Holder:
-    name = lock.name.removeprefix("agent-").removesuffix(".lock")
-    try:
-        changed_ns = lock.stat().st_mtime_ns
-        text = lock.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return _Holder(name, 0)
-    except OSError:
-        return _Holder(name, 0, is_readable=False)
-    try:
-        facts = json.loads(text)
-        pid, host = int(facts["pid"]), str(facts["host"])
-        since_ns = int(datetime.fromisoformat(facts["since"]).timestamp()) * SECOND_NS
-    except (ValueError, KeyError, TypeError):
-        return _Holder(name, changed_ns)  # given back
-    is_alive = _is_alive(pid, since_ns) if host == socket.gethostname() else None
-    return _Holder(name, changed_ns, pid, host, since_ns, is_alive)
-
-
-def _is_alive(pid: int, since_ns: int) -> bool:
-    """Tell whether the process runs, and not another one that has got its number since."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):  # another system than Linux
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
-        boot_s = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
-        began_s = boot_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return fields[0] != "Z" and began_s <= since_ns / SECOND_NS + _START_TOLERANCE_S
-    return True
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -14,12 +14,23 @@ from urllib.parse import urlsplit
 import requests
 
 from dry_work.addresses import is_loopback_url
+from dry_work.alpaca.deadlines import DeadlineAdapter
 from dry_work.alpaca.simulated import is_alpaca
 from dry_work.clock import SECOND_NS, Clock
 from dry_work.engine.findings import Finding, Subject, failed, ok, warning
 from dry_work.errors import BrokerError, CodecError, ConfigError, FeedError
 from dry_work.market.symbols import is_crypto
-from dry_work.settings import CRYPTO_TOPIC, LIVE_URL, MARKET_TOPIC, PAPER_URL, Credentials, check_live, read_credentials
+from dry_work.settings import (
+    BROKER_LIVE_URL,
+    BROKER_SANDBOX_URL,
+    CRYPTO_TOPIC,
+    LIVE_URL,
+    MARKET_TOPIC,
+    PAPER_URL,
+    Credentials,
+    check_live,
+    read_credentials,
+)
 from dry_work.wire.alpaca_rest import parse_account, parse_error
 from dry_work.wire.pubsub import parse_time
 
@@ -37,19 +48,28 @@ def read_keys(subject: Subject) -> Credentials:
         ConfigError: when they are missing or do not go with the venue's address.
     """
     keys = read_credentials(subject.environment)
-    check_live(keys, subject.alpaca_url, live=subject.live)
+    check_live(keys, subject.alpaca_url, live=subject.live, account_id=subject.account_id)
     return keys
 
 
 class Web:
-    """Requests with credentials and a time-out."""
+    """Requests with credentials and a time-out.
 
-    def __init__(self, keys: Credentials, base_url: str, *, timeout_s: float) -> None:
+    Args:
+        basic: give the credentials by HTTP Basic, as the Broker API wants them.
+    """
+
+    def __init__(self, keys: Credentials, base_url: str, *, timeout_s: float, basic: bool = False) -> None:
         self._base_url = base_url
         self._timeout_s = timeout_s
         self._session = requests.Session()
         self._session.trust_env = not is_loopback_url(base_url)
-        self._session.headers.update({"APCA-API-KEY-ID": keys.key, "APCA-API-SECRET-KEY": keys.secret})
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, DeadlineAdapter())
+        if basic:
+            self._session.auth = (keys.key, keys.secret)
+        else:
+            self._session.headers.update({"APCA-API-KEY-ID": keys.key, "APCA-API-SECRET-KEY": keys.secret})
 
     def __enter__(self) -> Web:
         return self
@@ -65,21 +85,15 @@ class Web:
 
 def check_venue(subject: Subject, clock: Clock) -> Iterator[Finding]:
     """Look at the account, the rate limit, the clock and the symbols."""
-    if subject.variable("ALPACA_ACCOUNT_ID"):
-        yield failed(
-            "account",
-            "ALPACA_ACCOUNT_ID is set: accounts of the Broker API come with a later version",
-            "unset ALPACA_ACCOUNT_ID to trade with the key's own account",
-        )
     try:
-        url = subject.alpaca_url
+        url, account_id = subject.alpaca_url, subject.account_id
         keys = read_keys(subject)
     except ConfigError as error:
         yield failed("account", str(error), "set ALPACA_API_KEY and ALPACA_SECRET_KEY; `--local` runs need none")
         return
-    with Web(keys, url, timeout_s=subject.timeout_s) as web:
+    with Web(keys, url, timeout_s=subject.timeout_s, basic=bool(account_id)) as web:
         try:
-            answer = web.get("/v2/account")
+            answer = web.get(f"/v1/trading/accounts/{account_id}/account" if account_id else "/v2/account")
         except requests.RequestException as error:
             yield failed(
                 "account",
@@ -87,16 +101,23 @@ def check_venue(subject: Subject, clock: Clock) -> Iterator[Finding]:
                 "look at the network, and at ALPACA_URL; is the exchange running?",
             )
             return
-        yield describe_account(answer, url)
+        yield describe_account(answer, url, account_id=account_id)
         yield describe_rate_limit(answer.headers)
         if answer.status_code != 200:
             return
-        yield check_clock(web, url, clock)
+        yield check_clock(web, url, clock, path="/v1/clock" if account_id else "/v2/clock")
     yield check_symbols(subject, keys, url)
 
 
-def describe_account(answer: requests.Response, url: str) -> Finding:
-    """Return what the venue says of the account."""
+def describe_account(answer: requests.Response, url: str, *, account_id: str = "") -> Finding:
+    """Return what the venue says of the account, that of the Broker API with `account_id`."""
+    if account_id and answer.status_code in (401, 403, 404, 422):
+        return failed(
+            "account",
+            f"{url} has no account {mask_id(account_id)} for these credentials (HTTP {answer.status_code})",
+            "give keys of the Broker API and one of its accounts, "
+            "or unset ALPACA_ACCOUNT_ID to trade with the key's own account",
+        )
     if answer.status_code in (401, 403):
         return failed(
             "account",
@@ -112,7 +133,9 @@ def describe_account(answer: requests.Response, url: str) -> Finding:
         account = parse_account(answer.json())
     except (CodecError, ValueError) as error:
         return failed("account", f"{url}: the answer is no account ({error})", "is ALPACA_URL right?")
-    kind = {PAPER_URL: "paper", LIVE_URL: "LIVE, real money"}.get(url, f"at {urlsplit(url).netloc}")
+    kinds = {PAPER_URL: "paper", BROKER_SANDBOX_URL: "Broker API, sandbox"}
+    kinds |= dict.fromkeys((LIVE_URL, BROKER_LIVE_URL), "LIVE, real money")
+    kind = kinds.get(url, f"at {urlsplit(url).netloc}")
     text = f"{mask_id(account.account_number or account.id)}, {kind}, {account.status.lower()}"
     if account.trading_blocked:
         return failed("account", f"{text}, trading is blocked", "ask Alpaca's support why it is blocked")
@@ -138,12 +161,12 @@ def describe_rate_limit(headers: Mapping[str, str]) -> Finding:
     return ok("rate limit", text)
 
 
-def check_clock(web: Web, url: str, clock: Clock) -> Finding:
+def check_clock(web: Web, url: str, clock: Clock, *, path: str = "/v2/clock") -> Finding:
     """Compare this machine's clock with the venue's."""
     try:
         session = None if is_alpaca(url) else web.get("/dry-work/v1/session")
         before_ns = clock.time_ns()
-        answer = web.get("/v2/clock")
+        answer = web.get(path)
         after_ns = clock.time_ns()
         text = str(answer.json()["timestamp"])
         venue_ns = parse_time(text)
@@ -169,13 +192,21 @@ def describe_skew(skew_s: float, round_trip_s: float) -> Finding:
 def check_symbols(subject: Subject, keys: Credentials, url: str) -> Finding:
     """Tell whether the venue trades the symbols."""
     from dry_work.alpaca import assets
-    from dry_work.alpaca.trading import TradingApi
+    from dry_work.alpaca.venues import open_venue
 
     try:
         symbols = subject.wanted_symbols()
     except ConfigError:
         return warning("symbols", "not looked up, since the symbols file cannot be read", "see the symbols file")
-    api = TradingApi(keys.key, keys.secret, url=url, timeout_s=subject.timeout_s)
+    venue = open_venue(
+        keys.key,
+        keys.secret,
+        url=url,
+        account_id=subject.account_id,
+        paper=not subject.live,
+        timeout_s=subject.timeout_s,
+    )
+    api = venue.open_api()
     try:
         assets.check_symbols(symbols, api)
     except ConfigError as error:
@@ -200,7 +231,7 @@ def check_market_data(subject: Subject) -> Iterator[Finding]:
         symbols = subject.wanted_symbols()
     except ConfigError:
         symbols = ["SPY"]
-    with Web(keys, url, timeout_s=subject.timeout_s) as web:
+    with Web(keys, url, timeout_s=subject.timeout_s, basic=bool(subject.account_id)) as web:
         for name, path, query in build_data_requests(symbols, url=url, feed=subject.variable("ALPACA_FEED") or "iex"):
             try:
                 answer = web.get(path, **query)

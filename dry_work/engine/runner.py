@@ -17,7 +17,8 @@ import structlog
 
 from dry_work.alpaca.assets import check_symbols
 from dry_work.alpaca.simulated import ExchangeControl, is_alpaca
-from dry_work.alpaca.trading import TradingApi
+from dry_work.alpaca.venue_api import VenueApi
+from dry_work.alpaca.venues import open_venue
 from dry_work.backoff import Backoff
 from dry_work.broker.journal import Journal, describe_record
 from dry_work.broker.paper import AlpacaPaperTradingBroker
@@ -141,7 +142,14 @@ class Runner:
             if settings.credentials is None:
                 raise ConfigError("no Alpaca credentials: set ALPACA_API_KEY and ALPACA_SECRET_KEY, or give --local")
             keys = settings.credentials
-            api = TradingApi(keys.key, keys.secret, url=settings.alpaca_url, timeout_s=settings.request_timeout_s)
+            api = open_venue(
+                keys.key,
+                keys.secret,
+                url=settings.alpaca_url,
+                account_id=settings.account_id,
+                paper=settings.mode != "live",
+                timeout_s=settings.request_timeout_s,
+            ).open_api()
             stack.callback(api.close)
             control = None if is_alpaca(settings.alpaca_url) else ExchangeControl(api)
             session = None if control is None else control.session()
@@ -193,6 +201,7 @@ class Runner:
             kept = self._kept = StrategyKeeper(
                 state.strategy_path, agent=agent.strategy.__qualname__, clock=self._clock
             )
+            kept.follow(broker, agent.strategy)
             cerebro.on_ready = partial(self._make_ready, cerebro, kept, register)
             with _stopping_feeds(cerebro):
                 self._run_cerebro(cerebro, kept)
@@ -270,6 +279,7 @@ class Runner:
             secret_key=credentials.secret,
             sandbox=settings.mode != "live",
             url_override=settings.alpaca_url,
+            account_id=settings.account_id or None,
             journal=journal,
             agent=settings.agent_id or "local",
             # Equal runs get equal order ids: the session of a local run follows from what goes into it.
@@ -304,7 +314,7 @@ class Runner:
         self,
         settings: RunSettings,
         agent: Agent,
-        api: TradingApi,
+        api: VenueApi,
         source: MarketSource,
         broker: AlpacaPaperTradingBroker,
         state: AgentState,
@@ -352,7 +362,7 @@ class Runner:
         self._cerebro = cerebro
         return cerebro
 
-    def _fetch_warmup(self, settings: RunSettings, api: TradingApi) -> list[Slice]:
+    def _fetch_warmup(self, settings: RunSettings, api: VenueApi) -> list[Slice]:
         if settings.warmup <= 0 or settings.credentials is None:
             return []
         from dry_work.alpaca.history import BarHistory
@@ -361,6 +371,7 @@ class Runner:
             settings.credentials,
             api=api,
             data_url=settings.data_url,
+            is_broker=bool(settings.account_id),
             timeout_s=settings.request_timeout_s,
         )
         slices = history.newest_bars(settings.symbols, settings.warmup)
@@ -373,6 +384,7 @@ class Runner:
         told = kept.load(cerebro.runningstrats[0])
         if told:
             self._tell(f"state: {told}")
+        kept.save()  # so that it is there before the first order leaves
         if register is not None:
             register()
 
@@ -402,6 +414,8 @@ class Runner:
         self._raise_failure(broker)
         if not self._lockstep:
             self._stop_for_limit(broker)
+            if self._kept is not None:
+                self._kept.after_turn()
         if self._watch is not None:
             self._watch.look()
 

@@ -1,16 +1,21 @@
 """What a strategy wants to keep over a restart: `save_state()` and `load_state(state)`. Engine thread only.
 
 A strategy may define both. `save_state` returns what it wants to keep, made of None, bool, int, float, str, list and
-dict with text keys; it is written after slices, at once when orders were made and otherwise at most every second, and
-at the end of a run. `load_state` is given it back at the next start, after the warm-up and before the first `next`.
+dict with text keys; it is written at once when the strategy was told of an order or has made one, else after slices at
+most every second, and at the end of a run. `load_state` is given it back at the next start, after the warm-up and
+before the first `next`.
+
+What the strategy was told of its orders is written with it, in one file: after a restart it hears what its state does
+not know yet, and nothing twice. Orders leave once the state that knows of them is written.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from dry_work.broker.told import ToldRecord, encode_told, parse_told
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError, StrategyError
 from dry_work.storage import write_atomically
@@ -19,6 +24,17 @@ INTERVAL_S = 1.0
 _VERSION = 1
 _PLAIN = (bool, int, float, str)
 ALLOWED = "None, bool, int, float, str, list and dict with text keys"
+
+
+class OrderTelling(Protocol):
+    """What keeps what a strategy was told of its orders; see `dry_work.broker.paper`."""
+
+    has_untold_changes: bool
+
+    def keep_told(self, record: ToldRecord | None) -> None: ...
+    def note_told(self, notification: Any) -> None: ...
+    def told_record(self) -> ToldRecord: ...
+    def release_orders(self) -> None: ...
 
 
 class StrategyKeeper:
@@ -35,9 +51,23 @@ class StrategyKeeper:
         self._agent = agent
         self._clock = clock
         self._strategy: Any = None
+        self._telling: OrderTelling | None = None
         self._orders = 0
         self._next_s = 0.0
         self._written = ""
+
+    def follow(self, telling: OrderTelling, strategy_class: Any) -> None:
+        """Before the start of the broker: let it keep what a strategy that keeps its state is told.
+
+        Raises:
+            ConfigError: the file cannot be used.
+        """
+        if not callable(getattr(strategy_class, "save_state", None)):
+            return
+        found = self._read()
+        known = found is not None and found["agent"] == self._agent and "orders" in found
+        telling.keep_told(parse_told(found["orders"]) if known and found is not None else None)
+        self._telling = telling
 
     def load(self, strategy: Any) -> str:
         """Give `strategy` what it kept; return a sentence about it for people, empty when there was nothing.
@@ -47,6 +77,8 @@ class StrategyKeeper:
             Exception: what `load_state` raises.
         """
         self._strategy = strategy if callable(getattr(strategy, "save_state", None)) else None
+        if self._telling is not None:
+            _hear(strategy, self._telling)
         found = self._read()
         if found is None:
             return ""
@@ -59,18 +91,24 @@ class StrategyKeeper:
         strategy.load_state(found["state"])
         return f"state of {self._agent} loaded"
 
+    def after_turn(self) -> None:
+        """Write the state if the strategy was told of an order, or has decided on one."""
+        if self._telling is not None and self._strategy is not None and self._telling.has_untold_changes:
+            self.save()
+
     def after_slice(self, order_count: int) -> None:
-        """Write the state if it is time to, or if there are new orders."""
+        """Write the state if it is time to, if there are new orders, or if the strategy was told of one."""
         if self._strategy is None:
             return
         now_s = self._clock.monotonic()
-        if now_s >= self._next_s or order_count != self._orders:
+        is_told = self._telling is not None and self._telling.has_untold_changes
+        if now_s >= self._next_s or order_count != self._orders or is_told:
             self._orders = order_count
             self.save()
             self._next_s = self._clock.monotonic() + INTERVAL_S
 
     def save(self) -> None:
-        """Write the state, if it has changed.
+        """Write the state and what the strategy was told, if they have changed; then let its orders go.
 
         Raises:
             StrategyError: it holds what cannot be kept, or cannot be written.
@@ -80,15 +118,21 @@ class StrategyKeeper:
             return
         state = self._strategy.save_state()
         check_state(state)
-        text = json.dumps(state)
-        if text == self._written:
-            return
-        content = {"version": _VERSION, "agent": self._agent, "saved_ns": self._clock.time_ns(), "state": state}
+        content: dict[str, Any] = {"state": state}
+        if self._telling is not None:
+            content["orders"] = encode_told(self._telling.told_record())
+        text = json.dumps(content)
+        if text != self._written:
+            self._write({"version": _VERSION, "agent": self._agent, "saved_ns": self._clock.time_ns(), **content})
+            self._written = text
+        if self._telling is not None:
+            self._telling.release_orders()
+
+    def _write(self, content: dict[str, Any]) -> None:
         try:
             write_atomically(self._path, json.dumps(content).encode() + b"\n")
         except OSError as error:
             raise StrategyError(f"{self._path}: the strategy's state cannot be written: {error.strerror}") from error
-        self._written = text
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -104,6 +148,17 @@ class StrategyKeeper:
                 f"{self._path}: not a strategy's state of version {_VERSION}; move the file away to start without it"
             )
         return content
+
+
+def _hear(strategy: Any, telling: OrderTelling) -> None:
+    """Take note of every order that the strategy has heard of."""
+    notify_order = strategy.notify_order
+
+    def notify_and_note(order: Any) -> None:
+        notify_order(order)
+        telling.note_told(order)
+
+    strategy.notify_order = notify_and_note
 
 
 def check_state(state: Any, where: str = "save_state()") -> None:

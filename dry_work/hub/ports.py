@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -44,6 +44,14 @@ class Sink(Protocol):
 
     def status(self) -> SinkStatus:
         """Return the interface as it is now."""
+
+
+@runtime_checkable
+class StateTaker(Protocol):
+    """An interface that tells its clients how the upstreams of order updates stand."""
+
+    def note_state(self, feed: str, state: str) -> None:
+        """The connection of `feed` is in another state."""
 
 
 class OrderAccount(Protocol):

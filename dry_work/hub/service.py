@@ -12,22 +12,25 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 import structlog
 
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError, HubError
+from dry_work.hub.accounts import AccountSettings, HubAccount
 from dry_work.hub.bus import Bus
 from dry_work.hub.core import bar_topics, build_feeds
 from dry_work.hub.events import ALL, DATA_FEEDS, ORDER_FEEDS, Topic
 from dry_work.hub.interest import Interest
-from dry_work.hub.ports import OrderAccount, Sink, SinkStatus
+from dry_work.hub.ports import OrderAccount, Sink, SinkStatus, StateTaker
 from dry_work.hub.settings import DEFAULT_FEED, parse_stream_url
 from dry_work.hub.sinks.pubsub import CAPACITY_MESSAGES, PubSubSink, TopicStatus
 from dry_work.hub.targets import FeedTarget
 from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
+from dry_work.hub.upstreams.trade_updates import TradeUpdatesConnection
 from dry_work.market.symbols import ALLOWED, is_symbol, parse_symbol
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC
 from dry_work.wire.alpaca_stream import StreamCodec
@@ -87,6 +90,8 @@ class HubService:
         stock_feed: iex, sip, delayed_sip, otc or test.
         option_feed: indicative or opra.
         codec: how messages of the upstream are written; options are always MessagePack.
+        accounts: accounts whose order updates are told, one for paper and one for live at most.
+        state_dir: keeps over a restart what was told of orders; None: nothing is kept.
         sinks: further interfaces, each made with this hub.
         rng: jitter and the epoch.
         clock: receive stamps and the epoch; its monotonic time measures silence and health.
@@ -112,6 +117,8 @@ class HubService:
         stock_feed: str = DEFAULT_FEED,
         option_feed: str = "indicative",
         codec: StreamCodec = StreamCodec.JSON,
+        accounts: Sequence[AccountSettings] = (),
+        state_dir: Path | None = None,
         sinks: Sequence[SinkFactory] = (),
         rng: random.Random | None = None,
         clock: Clock | None = None,
@@ -170,7 +177,20 @@ class HubService:
             )
             for feed in feeds
         }
-        self._accounts: dict[str, OrderAccount] = {}
+        self._accounts = {settings.environment: HubAccount(settings) for settings in accounts}
+        self._order_connections = {
+            account.feed: TradeUpdatesConnection(
+                account,
+                self.bus,
+                clock=self.clock,
+                rng=random.Random(self.rng.getrandbits(64)),
+                memory=None if state_dir is None else state_dir / f"{account.feed}.json",
+                timing=timing,
+                on_change=self._note_feed,
+            )
+            for account in self._accounts.values()
+        }
+        self._on_feed = on_feed
         self._sinks = [build(self) for build in sinks]
         self._refusal: ConfigError | None = None  # of an interface that cannot be opened
         if symbols:
@@ -220,6 +240,8 @@ class HubService:
         self._call_soon(self._stopping.set)
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
+        for account in self._accounts.values():
+            account.close()
         if self._topics is not None:
             self._topics.stop(max(0.0, end_s - self.clock.monotonic()))
 
@@ -270,7 +292,9 @@ class HubService:
             epoch=self.epoch,
             clients=clients,
             symbols=symbols,
-            feeds=tuple(connection.status() for connection in self._connections.values()),
+            feeds=tuple(
+                connection.status() for connection in (*self._connections.values(), *self._order_connections.values())
+            ),
             topics=self._topics.status() if self._topics is not None else (),
             sinks=tuple(sink.status() for sink in self._sinks),
         )
@@ -301,7 +325,7 @@ class HubService:
             return
         tasks = [
             asyncio.create_task(connection.run(), name=f"hub-{connection.status().feed}")
-            for connection in self._connections.values()
+            for connection in (*self._connections.values(), *self._order_connections.values())
         ]
         tasks.append(asyncio.create_task(self._wait_until_stopped(), name="hub-stop"))
         self._running.set()
@@ -332,6 +356,14 @@ class HubService:
                 wanted[feed].append((channel, symbol))
         for feed, wishes in wanted.items():
             self._connections[feed].want(wishes)
+
+    def _note_feed(self, status: FeedStatus) -> None:
+        """Tell of a feed's state, to the interfaces that pass it on too."""
+        for sink in self._sinks:
+            if isinstance(sink, StateTaker):
+                sink.note_state(status.feed, status.state)
+        if self._on_feed is not None:
+            self._on_feed(status)
 
     # --- any thread
 

@@ -2,7 +2,8 @@
 
 The venue tells of an order's executions twice: one by one on the stream, with an id, and as totals (`filled_qty`,
 `filled_avg_price`) in every order it answers. `Books.apply` takes the first, `Books.missing_fill` finds from the
-second what the first did not bring. An execution that a total has covered already is not applied again.
+second what the first did not bring. An execution that a total has covered already is not applied again. What the venue
+takes back (a bust) is a fill of negative quantity, and is undone as if it had never been.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class Fill(msgspec.Struct, frozen=True, kw_only=True):
     client_order_id: str
     symbol: str
     side: Side
-    qty: Decimal  # positive
+    qty: Decimal  # positive; negative: so much is taken back of what was executed on this side
     price: Decimal
     ts_event_ns: int
     filled_qty: Decimal | None = None  # of the order after this execution
+    previous_execution_id: str = ""  # of what is taken back: the execution, if it is known
 
     @property
     def change(self) -> Decimal:
@@ -48,6 +50,11 @@ class PositionChange(msgspec.Struct, frozen=True, kw_only=True):
     opened: Decimal  # part that opened or added
 
 
+def position_key(symbol: str) -> str:
+    """Return what is equal for all spellings of a symbol: BTC/USD and BTCUSD are one position."""
+    return symbol.replace("/", "").upper()
+
+
 class HeldPosition(msgspec.Struct, frozen=True):
     """Signed quantity and average entry price."""
 
@@ -59,11 +66,43 @@ _FLAT = HeldPosition()
 
 
 @dataclass
+class _Entry:
+    """One execution that was applied."""
+
+    execution_id: str
+    filled_qty: Decimal | None  # of the order after it; None: not known
+    qty: Decimal
+    value: Decimal
+
+
+@dataclass
 class _Executions:
     """What is known of one order's executions."""
 
-    entries: list[tuple[Decimal | None, Decimal, Decimal]] = field(default_factory=list)  # (filled_qty, qty, value)
+    entries: list[_Entry] = field(default_factory=list)
     covered_qty: Decimal = ZERO  # a total up to here was applied
+
+    @property
+    def qty(self) -> Decimal:
+        return sum((entry.qty for entry in self.entries), ZERO)
+
+    @property
+    def value(self) -> Decimal:
+        return sum((entry.value for entry in self.entries), ZERO)
+
+    def take_back(self, execution_id: str, qty: Decimal, value: Decimal) -> None:
+        """Forget an execution; one that is not known by its id is part of a total."""
+        for index, entry in enumerate(self.entries):
+            if execution_id and entry.execution_id == execution_id:
+                del self.entries[index]
+                for later in self.entries[index:]:
+                    # What the venue told with them counted the one that is no more.
+                    if later.filled_qty is not None:
+                        later.filled_qty -= qty
+                break
+        else:
+            self.entries.append(_Entry("", None, -qty, -value))
+        self.covered_qty = min(self.covered_qty, self.qty)
 
 
 class Books:
@@ -79,8 +118,13 @@ class Books:
         self._positions: dict[str, HeldPosition] = {}
         self._executions: dict[str, _Executions] = {}
         self._seen: set[str] = set()
+        self._ignored: set[str] = set()
         self.duplicates = 0
         self.reset(cash, positions)
+
+    def set_position(self, symbol: str, position: HeldPosition) -> None:
+        """Take over a position as it is said to be."""
+        self._set(symbol, position)
 
     def reset(self, cash: Decimal, positions: Iterable[VenuePosition]) -> set[str]:
         """Take over a snapshot of the venue; the executions that were applied stay known.
@@ -112,7 +156,38 @@ class Books:
     def filled_qty(self, client_order_id: str) -> Decimal:
         """Return how much of an order has been applied."""
         known = self._executions.get(client_order_id)
-        return sum((qty for _, qty, _ in known.entries), ZERO) if known is not None else ZERO
+        return known.qty if known is not None else ZERO
+
+    def find_execution(self, client_order_id: str, execution_id: str) -> tuple[Decimal, Decimal] | None:
+        """Return quantity and price of an execution that was applied, None when it is not known by its id."""
+        known = self._executions.get(client_order_id)
+        for entry in known.entries if known is not None else ():
+            if execution_id and entry.execution_id == execution_id:
+                return entry.qty, entry.value / entry.qty
+        return None
+
+    def restore(self, fill: Fill) -> None:
+        """Take note of a fill that cash and positions hold already, so that it is not applied again."""
+        self._seen.add(fill.execution_id)
+        executions = self._executions.setdefault(fill.client_order_id, _Executions())
+        value = abs(fill.qty) * fill.price
+        if fill.qty < 0:
+            executions.take_back(fill.previous_execution_id, -fill.qty, value)
+            return
+        executions.entries.append(_Entry(fill.execution_id, fill.filled_qty, fill.qty, value))
+        prefix, _, total = fill.execution_id.rpartition(":")
+        if prefix == fill.client_order_id and _is_number(total):  # it was found in a total
+            executions.covered_qty = max(executions.covered_qty, Decimal(total))
+
+    def ignore(self, execution_id: str) -> None:
+        """Let an execution that was taken back not be applied, should it still come."""
+        if execution_id:
+            self._seen.add(execution_id)
+            self._ignored.add(execution_id)
+
+    def is_ignored(self, execution_id: str) -> bool:
+        """Tell whether an execution was taken back."""
+        return execution_id in self._ignored
 
     def is_applied(self, fill: Fill) -> bool:
         """Tell whether the fill is known by its id, or covered by a total."""
@@ -130,10 +205,15 @@ class Books:
         self._seen.add(fill.execution_id)
         value = fill.qty * fill.price
         executions = self._executions.setdefault(fill.client_order_id, _Executions())
-        executions.entries.append((fill.filled_qty, fill.qty, value))
+        if fill.qty < 0:
+            executions.take_back(fill.previous_execution_id, -fill.qty, -value)
+        else:
+            executions.entries.append(_Entry(fill.execution_id, fill.filled_qty, fill.qty, value))
         self.cash -= value if fill.side is Side.BUY else -value
         before = self.position(fill.symbol)
         after, closed, opened = _move(before, fill.change, fill.price)
+        if fill.qty < 0:
+            after = undo(before, -fill.change, fill.price)
         self._set(fill.symbol, after)
         return PositionChange(
             fill=fill,
@@ -160,9 +240,9 @@ class Books:
             return None
         executions = self._executions.setdefault(order.client_order_id, _Executions())
         # An execution behind the total is none of its parts; one that does not say where it stands is taken as one.
-        parts = [entry for entry in executions.entries if entry[0] is None or entry[0] <= total]
-        qty = total - sum((part[1] for part in parts), ZERO)
-        value = total * order.filled_avg_price - sum((part[2] for part in parts), ZERO)
+        parts = [entry for entry in executions.entries if entry.filled_qty is None or entry.filled_qty <= total]
+        qty = total - sum((part.qty for part in parts), ZERO)
+        value = total * order.filled_avg_price - sum((part.value for part in parts), ZERO)
         if without is not None:
             qty -= without.qty
             value -= without.qty * without.price
@@ -181,6 +261,30 @@ class Books:
             ts_event_ns=ts_event_ns,
         )
 
+    def surplus_fill(self, order: VenueOrder, ts_event_ns: int, *, execution_id: str = "") -> Fill | None:
+        """Return what was applied and is no more part of the order's total, as one fill of negative quantity.
+
+        Only of an order that is newer than all that was applied of it: an older word lacks its last fills.
+
+        Args:
+            execution_id: of the execution that was taken back, if it is known.
+        """
+        known = self._executions.get(order.client_order_id)
+        qty = known.qty - order.filled_qty if known is not None else ZERO
+        if known is None or qty <= 0:
+            return None
+        value = known.value - order.filled_qty * (order.filled_avg_price or ZERO)
+        return Fill(
+            execution_id=f"{order.client_order_id}:{order.filled_qty:f}:{execution_id or known.qty}:back",
+            client_order_id=order.client_order_id,
+            symbol=order.symbol,
+            side=order.side,
+            qty=-qty,
+            price=max(value / qty, ZERO),
+            ts_event_ns=ts_event_ns,
+            previous_execution_id=execution_id,
+        )
+
     def adopt_qty(self, symbol: str, qty: Decimal) -> bool:
         """Take over the venue's word on a position (fees in kind make it differ); tell whether it changed anything."""
         held = self.position(symbol)
@@ -194,6 +298,26 @@ class Books:
             self._positions[symbol] = position
         else:
             self._positions.pop(symbol, None)
+
+
+def undo(after: HeldPosition, change: Decimal, price: Decimal) -> HeldPosition:
+    """Return the position as it was before a signed change at a price.
+
+    What was closed as a whole does not say at what price it was held: then it is that of the change.
+    """
+    qty = after.qty - change
+    if not qty:
+        return _FLAT
+    if not after.qty or (after.qty > 0) != (qty > 0):
+        return HeldPosition(qty, price)
+    if (after.qty > 0) == (change > 0):  # it had added
+        average = (after.price * after.qty - price * change) / qty
+        return HeldPosition(qty, average if average > 0 else after.price)
+    return HeldPosition(qty, after.price)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def _move(before: HeldPosition, change: Decimal, price: Decimal) -> tuple[HeldPosition, Decimal, Decimal]:

@@ -12,9 +12,16 @@ from decimal import Decimal
 import msgspec
 from msgspec.structs import replace
 
+from dry_work.market.symbols import is_option
 from dry_work.orders.model import TERMINAL, OrderClass, OrderRequest, OrderType, Side, VenueOrder
 
 ZERO = Decimal(0)
+CONTRACT_SIZE = Decimal(100)  # shares of an option's contract, whose price is that of one share
+
+
+def units_of(symbol: str) -> Decimal:
+    """Return how many times its price a unit of a symbol is worth."""
+    return CONTRACT_SIZE if is_option(symbol) else Decimal(1)
 
 
 class RiskOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +39,8 @@ class RiskOrder(msgspec.Struct, frozen=True, kw_only=True):
     notional: Decimal | None = None  # money instead of a quantity
     limit_price: Decimal | None = None
     stop_price: Decimal | None = None
+    trail_price: Decimal | None = None
+    trail_percent: Decimal | None = None
     group: str = ""
     entry: str = ""  # id of the order whose exit it is
     replaces: str = ""  # id of an open order in whose place it comes
@@ -39,10 +48,13 @@ class RiskOrder(msgspec.Struct, frozen=True, kw_only=True):
     def worth(self, price: Decimal | None) -> Decimal | None:
         """Return the price of a unit in the worst case, None when nothing is known of it.
 
-        A buy limit is never filled above its limit. Every other order may be filled at `price`, the last one, too.
+        A buy limit is never filled above its limit. Every other order may be filled at `price`, the last one, too; a
+        trailing stop that buys begins its trail above it.
         """
         if self.side is Side.BUY and self.limit_price is not None:
             return self.limit_price
+        if self.side is Side.BUY and price is not None:
+            price += (self.trail_price or ZERO) + price * (self.trail_percent or ZERO) / 100
         known = [value for value in (price, self.limit_price, self.stop_price) if value is not None]
         return max(known, default=None)
 
@@ -116,23 +128,33 @@ class Portfolio:
 
     def _place(self, order: RiskOrder) -> None:
         orders = self._orders.setdefault(order.symbol, {})
+        order = self._succeed(order)
         replaced = orders.get(order.replaces)
-        group = order.group or (replaced.group if replaced is not None else "") or order.replaces
+        group = order.group or order.replaces
         if replaced is not None:
             orders[order.replaces] = replace(replaced, group=group)
         orders[order.id] = replace(order, group=group)
+
+    def _succeed(self, order: RiskOrder) -> RiskOrder:
+        """Return an order with what it takes over from the one that it replaces: an exit stays the exit that it was."""
+        replaced = self._orders.get(order.symbol, {}).get(order.replaces)
+        if replaced is None:
+            return order
+        return replace(order, group=order.group or replaced.group, entry=order.entry or replaced.entry)
 
     def worst_case(self, symbol: str, new: RiskOrder | None = None) -> WorstCase:
         """Return the worst case of a symbol, with a new order in it."""
         holding = self._holdings.get(symbol, Holding(ZERO, ZERO))
         orders = self._living(symbol, without=new.replaces if new is not None else "")
         if new is not None:
-            orders.append(new)
+            new = self._succeed(new)
+            orders += () if self._waits(new) else (new,)
         long_value = max(holding.qty, ZERO) * holding.price
         short_value = max(-holding.qty, ZERO) * holding.price
         long_value += _opening_value(_lots(orders, Side.BUY, holding.price), covered=max(-holding.qty, ZERO))
         short_value += _opening_value(_lots(orders, Side.SELL, holding.price), covered=max(holding.qty, ZERO))
-        return WorstCase(long_value, short_value)
+        units = units_of(symbol)
+        return WorstCase(long_value * units, short_value * units)
 
     def shrinks(self, order: RiskOrder) -> bool:
         """Tell whether an order can do nothing but shrink a position, whatever other open orders are filled."""
@@ -140,8 +162,9 @@ class Portfolio:
         if not held or (held > 0) == (order.side is Side.BUY):
             return False
         price = self._holdings[order.symbol].price
+        order = self._succeed(order)
         others = self._living(order.symbol, without=order.replaces)
-        if order.quantity(price) is None:
+        if order.quantity(price) is None or self._waits(order):
             return False
         return sum((qty for qty, _ in _lots([*others, order], order.side, price)), ZERO) <= abs(held)
 
@@ -160,7 +183,11 @@ class Portfolio:
     def _living(self, symbol: str, *, without: str = "") -> list[RiskOrder]:
         """Return the open orders of a symbol that can be filled now."""
         orders = self._orders.get(symbol, {})
-        return [order for order in orders.values() if order.id != without and order.entry not in orders]
+        return [order for order in orders.values() if order.id != without and not self._waits(order)]
+
+    def _waits(self, order: RiskOrder) -> bool:
+        """Tell whether an order is the exit of an entry that is still open."""
+        return order.entry in self._orders.get(order.symbol, {})
 
     def _measure(self, symbol: str) -> None:
         value = self.worst_case(symbol).value
@@ -176,6 +203,8 @@ def _lots(orders: Iterable[RiskOrder], side: Side, price: Decimal | None) -> lis
         if order.side is not side:
             continue
         lot = (order.quantity(price) or ZERO, order.worth(price) or ZERO)
+        if order.notional is not None and not lot[1]:
+            lot = (order.notional, Decimal(1))  # of a symbol without a price at least the money is known
         if not order.group:
             lots.append(lot)
         else:
@@ -215,6 +244,8 @@ def describe_request(request: OrderRequest, *, replaces: str = "") -> tuple[Risk
         notional=request.notional,
         limit_price=request.limit_price,
         stop_price=request.stop_price,
+        trail_price=request.trail_price,
+        trail_percent=request.trail_percent,
         group=f"{name}:exits" if is_exit else "",
         replaces=replaces,
     )

@@ -50,6 +50,8 @@ class Effect(StrEnum):
     EXPIRE = "expire"
     REJECT = "reject"
     LACK_FUNDS = "lack_funds"
+    TAKE_BACK = "take_back"  # an execution is no more
+    CORRECT = "correct"  # another execution stands in the place of one
     ASK = "ask"  # look the order up at the venue
 
 
@@ -73,6 +75,8 @@ EVENT_EFFECTS: Mapping[str, Effect] = MappingProxyType(
         "pending_review": Effect.NOTHING,
         "order_cancel_rejected": Effect.NOTHING,
         "order_replace_rejected": Effect.NOTHING,
+        "trade_bust": Effect.TAKE_BACK,
+        "trade_correct": Effect.CORRECT,
         "stopped": Effect.WARN,
         "suspended": Effect.WARN,
         "calculated": Effect.WARN,

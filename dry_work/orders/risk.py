@@ -15,18 +15,23 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
 from types import MappingProxyType
+from zoneinfo import ZoneInfo
 
 import msgspec
 
-from dry_work.clock import DAY_NS, MINUTE_NS, SECOND_NS
-from dry_work.orders.exposure import Portfolio, RiskOrder
+from dry_work.clock import MINUTE_NS, SECOND_NS
+from dry_work.orders.exposure import Portfolio, RiskOrder, units_of
 from dry_work.orders.model import Side
 from dry_work.orders.risk_limits import Bound, RiskLimits
 
 CODE_PREFIX = "risk_"
+
+_NEW_YORK = ZoneInfo("America/New_York")
+_EPOCH_DAY = datetime(1970, 1, 1, tzinfo=UTC).toordinal()
 
 
 class RiskState(StrEnum):
@@ -117,7 +122,7 @@ class Quote(msgspec.Struct, frozen=True):
 class LossMarks(msgspec.Struct, frozen=True, kw_only=True):
     """What losses are measured from."""
 
-    day: int  # days since 1970, UTC
+    day: int  # days since 1970, in New York
     day_equity: Decimal  # at the day's beginning
     peak: Decimal  # the highest equity
 
@@ -159,7 +164,8 @@ class RiskGate:
         breach = self._find_breach(order, portfolio, quote, now_ns)
         entry = Quote(order.limit_price or order.stop_price or quote.price)
         for leg in legs:
-            breach = breach or self._check_price(leg, entry)
+            # The exits of an entry begin to live at its price, a pair of exits lives now.
+            breach = breach or self._check_price(leg, entry if leg.entry else quote)
         if breach is None:
             self._sent.append(now_ns)
             self._recent.append((now_ns, _likeness(order)))
@@ -170,8 +176,7 @@ class RiskGate:
 
     def observe(self, equity: Decimal, now_ns: int) -> Breach | None:
         """Take note of the account's equity; return the loss limit that it breaks."""
-        # A bar that ends at midnight belongs to the day before.
-        day = (now_ns - 1) // DAY_NS
+        day = trading_day(now_ns)
         marks = self.marks
         if marks is None:
             marks = LossMarks(day=day, day_equity=equity, peak=equity)
@@ -292,6 +297,7 @@ class RiskGate:
             return Breach(
                 limit=LimitName.NO_PRICE, found=f"no price of {order.symbol} is known", allowed="a last price"
             )
+        price *= units_of(order.symbol)
         before, after = portfolio.worst_case(order.symbol).value, portfolio.worst_case(order.symbol, order).value
         for name, bound, found, grows in (
             (LimitName.ORDER_VALUE, limits.order_value, qty * price, True),
@@ -312,6 +318,14 @@ class RiskGate:
             return self._now_ns
         self._now_ns = now_ns
         return now_ns
+
+
+def trading_day(now_ns: int) -> int:
+    """Return the day in New York, as days since 1970: no session of the exchanges goes through its midnight.
+
+    A bar that ends at midnight belongs to the day before.
+    """
+    return datetime.fromtimestamp((now_ns - 1) // SECOND_NS, _NEW_YORK).toordinal() - _EPOCH_DAY
 
 
 def judge_state(state: RiskState, *, shrinks: bool) -> Breach | None:

@@ -36,6 +36,7 @@ class RefusalCode(StrEnum):
     PRICE = "price_not_usable"
     NO_BAR = "no_bar_yet"
     NOT_TRADING = "not_trading"
+    UNEXPLAINED = "unexplained"  # what the venue says of the symbol
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -46,6 +46,7 @@ from dry_work.wire.alpaca_fields import (
 from dry_work.wire.pubsub import encode_time
 
 _ASSET_ID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}", re.ASCII)
+_SEVERAL_LEGS = "mleg"
 _LEGS = 8  # of one order; more are a mistake or an attack
 
 
@@ -98,6 +99,8 @@ def encode_order(order: VenueOrder) -> dict[str, Any]:
 def parse_order(payload: Mapping[str, Any]) -> VenueOrder:
     """Read an order of the venue with its legs; an unknown status or order class stays its text.
 
+    An order of several options (`mleg`) has no symbol and no side: its symbol is empty here, its side says nothing.
+
     Raises:
         CodecError: when id, symbol, side, type or time in force is missing or unknown, or a number or time malformed.
     """
@@ -106,10 +109,12 @@ def parse_order(payload: Mapping[str, Any]) -> VenueOrder:
         legs = payload.get("legs") or ()
         if not isinstance(legs, (list, tuple)) or len(legs) > _LEGS:
             raise CodecError(f"legs {legs!r:.40} are no list of at most {_LEGS} orders")
+        if payload.get("order_class") == _SEVERAL_LEGS:
+            payload, legs = _complete_several_legs(payload, legs)
         return VenueOrder(
             id=require_text(payload, "id"),
             client_order_id=str(payload.get("client_order_id") or ""),
-            symbol=parse_venue_symbol(require_text(payload, "symbol"), str(payload.get("asset_class") or "")),
+            symbol=_parse_symbol(payload),
             side=parse_word(Side, payload, "side"),
             type=parse_word(OrderType, payload, "type" if payload.get("type") else "order_type"),
             time_in_force=parse_word(TimeInForce, payload, "time_in_force"),
@@ -140,6 +145,38 @@ def parse_order(payload: Mapping[str, Any]) -> VenueOrder:
         )
     except CodecError as error:
         raise CodecError(f"order {str(payload.get('id'))[:64]}: {error.reason}") from None
+
+
+def parse_orders(payloads: Iterable[Any]) -> tuple[list[VenueOrder], list[str]]:
+    """Read orders of the venue; return those that can be read, and why others cannot: one must not hide all."""
+    orders: list[VenueOrder] = []
+    unreadable: list[str] = []
+    for payload in payloads:
+        try:
+            orders.append(parse_order(payload))
+        except CodecError as error:
+            unreadable.append(error.reason)
+    return orders, unreadable
+
+
+def _parse_symbol(payload: Mapping[str, Any]) -> str:
+    if payload.get("order_class") == _SEVERAL_LEGS and not payload.get("symbol"):
+        return ""
+    return parse_venue_symbol(require_text(payload, "symbol"), str(payload.get("asset_class") or ""))
+
+
+def _complete_several_legs(payload: Mapping[str, Any], legs: Iterable[Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Return an order of several options and its legs with the fields that Alpaca leaves empty there."""
+    whole = {**payload, "side": payload.get("side") or Side.BUY.value}
+    kind = payload.get("type") or payload.get("order_type")
+    shared = {"type": kind, "time_in_force": payload.get("time_in_force"), "side": whole["side"]}
+    completed = [
+        {**leg, **{name: value for name, value in shared.items() if not leg.get(name)}}
+        if isinstance(leg, Mapping)
+        else leg
+        for leg in legs
+    ]
+    return whole, completed
 
 
 def build_order_request(request: OrderRequest) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_everything_a_project_needs_is_there() -> None:
 
 def test_functions_are_those_that_the_service_serves() -> None:
     http = pytest.importorskip("deploy.http")
-    assert set(FUNCTIONS) == set(http.FUNCTIONS)
+    assert set(FUNCTIONS) == {*http.FUNCTIONS, "tradingAgents"}
 
 
 def test_variables_of_a_function_are_settings_of_the_service_and_come_back_as_they_were() -> None:

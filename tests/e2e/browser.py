@@ -134,8 +134,8 @@ def open_browser(program: str, folder: Path) -> Iterator[Browser]:
     command = [
         program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
         "--no-first-run", "--disable-extensions", "--disable-background-networking", "--disable-component-update",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}",
-        "about:blank",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-port=0",
+        f"--user-data-dir={folder / 'profile'}", "about:blank",
     ]  # fmt: skip
     log = folder / "chromium.log"
     with log.open("wb") as output:

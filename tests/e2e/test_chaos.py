@@ -264,7 +264,7 @@ def test_parts_killed_at_random_lose_and_double_nothing(
     ids = [order["client_order_id"] for order in stack.orders()]
     assert sorted(ids) == sorted(order["client_order_id"] for order in shaken["orders"])
     # The agent tells of what it can see: streams that ended, and a hub whose messages come under a new epoch.
-    assert agent.output.count("trade updates disconnected") >= names.count("exchange"), agent.output
+    assert agent.output.count("stream='trade updates'") >= names.count("exchange"), agent.output
     assert agent.output.count("status DISCONNECTED") >= names.count("pubsub")
     if "hub" in names:
         assert "the publisher was started again" in agent.output

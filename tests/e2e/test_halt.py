@@ -43,7 +43,8 @@ class Eager(bt.Strategy):
         self.next()
 
     def notify_store(self, message, *args):
-        say(f"told {message} {args[0].state}")
+        if message == "risk":
+            say(f"told {message} {args[0].state}")
 
     def notify_order(self, order):
         if order.status == order.Rejected:
@@ -118,10 +119,20 @@ def wait_for_position(venue: Venue) -> None:
     wait_until(lambda: venue.position() > 0 and len(venue.api.open_orders()) >= 2, lambda: "no position and orders")
 
 
-def test_flatten_closes_everything_of_a_strategy_that_hangs(start: Start, venue: Venue) -> None:
+def wait_for_exit_alone(venue: Venue) -> None:
+    """Wait until the entry is canceled; what protects the position stays."""
+    wait_until(lambda: [o.side.value for o in venue.api.open_orders()] == ["sell"], lambda: "the entry is still open")
+
+
+def test_halt_and_flatten_reach_a_strategy_that_hangs(start: Start, venue: Venue) -> None:
     trader = start_trader(start, venue, "-p", "hang_at=6")
     trader.wait_for_line("hanging")
     wait_for_position(venue)
+    halt = start("halt", env=venue.env)
+    assert halt.wait() == 0, halt.output
+    assert "has taken note of it" in halt.output
+    wait_for_exit_alone(venue)
+    assert venue.position() > 0
     flatten = start("flatten", "--reason", "it hangs", env=venue.env)
     assert flatten.wait() == 0, flatten.output
     assert "is flattening" in flatten.output  # the trader's own process did it
@@ -129,7 +140,7 @@ def test_flatten_closes_everything_of_a_strategy_that_hangs(start: Start, venue:
     assert "it hangs" in flatten.output
     assert venue.position() == 0
     assert venue.api.open_orders() == []
-    assert venue.states() == ["flattening", "halted"]
+    assert venue.states() == ["halted", "flattening", "halted"]
     again = start("flatten", env=venue.env)
     assert again.wait() == 0, again.output
     assert venue.position() == 0
@@ -146,8 +157,7 @@ def test_halt_cancels_entries_and_refuses_orders_until_it_is_released(start: Sta
     assert "has taken note of it" in halt.output
     trader.wait_for_line("told risk halted")
     trader.wait_for_line("refused risk_halted")
-    wait_until(lambda: len(venue.api.open_orders()) == 1, lambda: "the entry is still open")
-    assert venue.api.open_orders()[0].side.value == "sell"  # what protects the position stays
+    wait_for_exit_alone(venue)
     held, orders = venue.position(), venue.all_orders()
     assert held > 0
     release = start("halt", "--release", env=venue.env)
@@ -164,6 +174,10 @@ def test_a_trader_that_stands_still_sends_nothing_when_it_comes_back(start: Star
     trader.wait_for_line("bars 5")
     wait_for_position(venue)
     trader.send(signal.SIGSTOP)
+    halt = start("halt", env=venue.env)
+    assert halt.wait() == 0, halt.output
+    assert "does not answer" in halt.output
+    wait_for_exit_alone(venue)
     flatten = start("flatten", env=venue.env)
     assert flatten.wait() == 0, flatten.output
     assert "does not answer" in flatten.output
@@ -171,6 +185,34 @@ def test_a_trader_that_stands_still_sends_nothing_when_it_comes_back(start: Star
     orders = venue.all_orders()
     assert venue.position() == 0
     trader.send(signal.SIGCONT)
+    trader.wait_for_line("told risk halted")
+    trader.wait_for_line("refused risk_halted")
+    assert venue.all_orders() == orders
+    trader.send(signal.SIGTERM)
+    assert trader.wait() == 0, trader.output
+
+
+def test_halt_and_flatten_reach_a_trader_whose_order_is_not_answered(start: Start, venue: Venue) -> None:
+    trader = start_trader(start, venue)
+    trader.wait_for_line("bars 5")
+    wait_for_position(venue)
+    silent = {"on": "http", "kind": "silent", "method": "POST", "path": "/v2/orders"}
+    venue.api.call("POST", "/faults", silent, version="dry-work/v1")
+    hangs: Callable[[], bool] = lambda: any(  # noqa: E731
+        fault["struck"] for fault in venue.api.call("GET", "/faults", version="dry-work/v1")
+    )
+    wait_until(hangs, lambda: "no order was sent into the silence")
+    halt = start("halt", env=venue.env)
+    assert halt.wait() == 0, halt.output
+    assert "has taken note of it" in halt.output
+    wait_for_exit_alone(venue)
+    flatten = start("flatten", env=venue.env)
+    assert flatten.wait() == 0, flatten.output
+    assert venue.position() == 0
+    assert venue.api.open_orders() == []
+    assert venue.states() == ["halted", "flattening", "halted"]
+    # The order that was not answered is looked up, found missing, and not sent again.
+    orders = venue.all_orders()
     trader.wait_for_line("told risk halted")
     trader.wait_for_line("refused risk_halted")
     assert venue.all_orders() == orders

@@ -41,8 +41,8 @@ MINUTES = 60
 class SocketSource:
     """Slices straight from the exchange's market-data WebSocket."""
 
-    def __init__(self, url: str, symbols: tuple[str, ...]) -> None:
-        self._url, self._symbols = url, symbols
+    def __init__(self, url: str, symbols: tuple[str, ...], path: str = "v2/iex") -> None:
+        self._url, self._symbols = f"{url}/{path}", symbols
         self._slices: deque[SourceEvent] = deque()
         self.is_subscribed = threading.Event()
 
@@ -54,7 +54,7 @@ class SocketSource:
 
     def _read(self) -> None:
         try:
-            with connect(f"{self._url}/v2/iex", proxy=None) as self._socket:
+            with connect(self._url, proxy=None) as self._socket:
                 self._say({"action": "auth", "key": "KEY", "secret": "SECRET"})
                 self._say({"action": "subscribe", "bars": list(self._symbols), "watermarks": ["*"]})
                 self._socket.recv()

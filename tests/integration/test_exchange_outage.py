@@ -14,6 +14,7 @@ import pytest
 
 from dry_work.alpaca.streams import SliceMark, TradeUpdates
 from dry_work.alpaca.trading import TradingApi
+from dry_work.alpaca.venues import open_venue
 from dry_work.broker.account import AccountCache
 from dry_work.broker.gateway import OrderGateway
 from dry_work.broker.journal import Journal
@@ -99,9 +100,8 @@ def test_events_of_another_account_are_not_waited_for(exchange: Exchange, tmp_pa
     journal = Journal(tmp_path / "orders.sqlite")
     failures: list[BaseException] = []
     link = VenueLink(
-        url=exchange.server.url, stream_url=f"{exchange.server.stream_url}/stream", api_key="KEY", secret_key="SECRET",
-        request_timeout_s=5.0, refresh_s=None, wakeup=Wakeup(), cache=AccountCache(), open_orders=tuple,
-        is_due=lambda: False, on_failure=failures.append, counters=Counter(),
+        venue=open_venue("KEY", "SECRET", url=exchange.server.url, timeout_s=5.0), refresh_s=None, wakeup=Wakeup(),
+        cache=AccountCache(), open_orders=tuple, is_due=lambda: False, on_failure=failures.append, counters=Counter(),
     )  # fmt: skip
     other = exchange.api("OTHER")
     try:
@@ -110,6 +110,7 @@ def test_events_of_another_account_are_not_waited_for(exchange: Exchange, tmp_pa
             journal, agent="a", session=journal.mint_session("a", session="s", started_ns=0), consumer="a",
             judge=lambda _name: None,
         )  # fmt: skip
+        link.begin()
         other.submit(build_request("foreign"))
         exchange.server._loop.call_soon_threadsafe(exchange.server._publish, exchange.server._state.advance())  # type: ignore[union-attr]
         last = exchange.server._state.venue.last_event_id

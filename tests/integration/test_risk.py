@@ -37,7 +37,8 @@ class Scripted(bt.Strategy):
         self.told.append((name, order.getstatusname()))
 
     def notify_store(self, message: Any, *args: Any, **_: Any) -> None:
-        self.states.append(args[0].state.value)
+        if message == "risk":
+            self.states.append(args[0].state.value)
 
     def next(self) -> None:
         self.bars += 1
@@ -210,3 +211,46 @@ def test_brackets_and_replacements_do_not_get_around_a_limit(tmp_path: Path) -> 
     assert found["resting"] == ""
     assert strategy.placed["resting"].info.replace_code == "risk_price_collar"
     assert strategy.broker_used.counters["orders refused by the risk limit position_value"] == 2
+
+
+def test_orders_that_are_placed_when_an_order_is_told_of_pass_the_gate_too(tmp_path: Path) -> None:
+    """A strategy that answers every word on an order with two new orders."""
+
+    class Echo(Scripted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.script = {2: lambda s: {"first": s.buy(size=1)}}
+
+        def notify_order(self, order: Any) -> None:
+            super().notify_order(order)
+            for _ in range(2 if self.bars < 12 else 0):
+                number = len(self.placed)
+                self.placed[str(number)] = self.buy(size=1, exectype=bt.Order.Limit, price=400.0 + number)
+
+    limits = RiskLimits(orders_per_minute=3, price_collar=None)
+    _, broker, session = run_broker(synthetic_day(("SPY",), minutes=16), Echo, tmp_path, risk=limits)
+    found = codes(Echo.last)  # type: ignore[attr-defined]
+    assert set(found.values()) == {"", "risk_orders_per_minute"}
+    sent = [order["submitted_at"] for order in broker.results()[0] if order["status"] != "rejected"]
+    assert max(sent.count(at) for at in sent) == 3  # a bar is a minute
+    assert session["orders"] == len(sent)
+
+
+def test_an_order_through_zero_is_judged_as_one_at_the_exchange(tmp_path: Path) -> None:
+    def open_(s: Any) -> dict[str, Any]:
+        return {"long": s.buy(size=10)}
+
+    def turn(s: Any) -> dict[str, Any]:
+        return {"too_much": s.sell(size=25), "enough": s.sell(size=20), "more": s.sell(size=1)}
+
+    strategy: Any = type("Turning", (Scripted,), {"script": {2: open_, 5: turn, 8: lambda s: {"late": s.sell(size=4)}}})
+    price = 535 * Decimal("1.05")
+    limits = RiskLimits(position_value=Bound(price * 10))
+    _, broker, _ = run_broker(
+        synthetic_day(("SPY",), minutes=12), strategy, tmp_path, risk=limits, rules="alpaca", broker_rules="alpaca"
+    )
+    found = codes(strategy.last)
+    refused = ("too_much", "more", "late")
+    assert found == {"long": "", "enough": "", **dict.fromkeys(refused, "risk_position_value")}
+    assert strategy.last.heard("enough") == ["Submitted", "Accepted", "Partial", "Completed"]
+    assert broker.position_of("SPY") == -10

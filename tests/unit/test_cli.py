@@ -93,6 +93,18 @@ def test_an_option_wins_over_the_environment_and_that_over_the_toml() -> None:
     assert build({"local": True}, {"speed": 60}).speed == 60.0
 
 
+def test_an_account_of_the_broker_api_is_traded_for_in_the_sandbox_or_live() -> None:
+    account = "0f0ee2ab-bd0d-4b7e-8bb7-0f5e4ae4c4a8"
+    keys = {**KEYS, "ALPACA_API_KEY": "CK1", "ALPACA_ACCOUNT_ID": account}
+    settings = build({}, {}, keys)
+    assert (settings.account_id, settings.alpaca_url) == (account, "https://broker-api.sandbox.alpaca.markets")
+    assert settings.data_url == "https://data.sandbox.alpaca.markets"
+    settings = build({"live": True}, {}, keys)
+    assert (settings.mode, settings.alpaca_url) == ("live", "https://broker-api.alpaca.markets")
+    settings = build({}, {}, {**keys, "ALPACA_URL": "http://127.0.0.1:8090"})
+    assert (settings.account_id, settings.data_url) == (account, "http://127.0.0.1:8090")
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [

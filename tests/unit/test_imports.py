@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "dry_work"
 # A layer imports itself and what stands before it.
 LAYERS = (
     {"errors", "clock", "wakeup", "backoff", "addresses", "storage"},
-    {"market", "orders"},
+    {"market", "orders", "proto"},
     {"ports", "settings"},
     {"wire", "observability"},
     {"alpaca", "feeds", "broker", "hub", "exchange", "embedded", "recording"},
@@ -30,11 +30,16 @@ OWNERS = {
     "alpaca": {"alpaca", "broker"},
     "google": {"feeds", "hub", "embedded", "storage", "recording"},
     "grpc": {"feeds", "hub", "embedded"},
-    "aiohttp": {"exchange"},
+    "nats": {"hub", "embedded"},
+    "redis": {"hub", "embedded"},
+    "picows": {"hub"},
+    "kubernetes": set(),
+    "aiohttp": {"alpaca", "exchange", "hub"},
     "websockets": {"alpaca", "hub"},
     "click": {"cli"},
     "exchange_calendars": {"market"},
 }
+PROTOBUF = {"proto", "wire", "hub", "feeds", "embedded"}
 PURE = ("market", "orders", "wire")
 IO_MODULES = {"socket", "asyncio", "requests", "aiohttp", "websockets", "grpc", "google", "subprocess"}
 
@@ -74,6 +79,9 @@ def test_a_library_is_imported_only_where_it_belongs(path: Path) -> None:
     part = part_of(path)
     for name in imported(path):
         root = name.split(".")[0]
+        if name.startswith("google.protobuf"):  # bytes and values, no network
+            assert part in PROTOBUF, f"{path.relative_to(PACKAGE)} imports {name}"
+            continue
         if root in OWNERS:
             assert part in OWNERS[root], f"{path.relative_to(PACKAGE)} imports {name}"
         if part in PURE:

@@ -140,6 +140,42 @@ def test_live_needs_the_flag_a_live_key_and_a_live_address(key: str, url: str, l
         s.check_live(s.Credentials(key=key, secret="s"), url, live=live)
 
 
+@pytest.mark.parametrize(
+    ("url", "live", "account_id", "message"),
+    [
+        (s.BROKER_LIVE_URL, False, "x", "the live address, but --live is not given; Dry Work trades in the sandbox"),
+        (s.BROKER_SANDBOX_URL, True, "x", "ALPACA_URL is the sandbox address"),
+        (s.PAPER_URL, False, "x", "unset ALPACA_ACCOUNT_ID to trade with the key's own account"),
+        (s.LIVE_URL, True, "x", "unset ALPACA_ACCOUNT_ID to trade with the key's own account"),
+        (s.BROKER_SANDBOX_URL, False, "", "the Broker API, which needs an account: set ALPACA_ACCOUNT_ID"),
+        (s.BROKER_LIVE_URL, True, "", "the Broker API, which needs an account: set ALPACA_ACCOUNT_ID"),
+    ],
+)
+def test_the_address_is_that_of_the_accounts_api(url: str, live: bool, account_id: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        s.check_live(s.Credentials(key="CK1", secret="s"), url, live=live, account_id=account_id)
+
+
+def test_an_account_of_the_broker_api_has_addresses_of_its_own() -> None:
+    account_id = s.parse_account_id(" 0F0EE2AB-bd0d-4b7e-8bb7-0f5e4ae4c4a8 ")
+    assert account_id == "0f0ee2ab-bd0d-4b7e-8bb7-0f5e4ae4c4a8"
+    assert s.parse_account_id("") == ""
+    for live, url, data_url in (
+        (False, s.BROKER_SANDBOX_URL, s.DATA_SANDBOX_URL),
+        (True, s.BROKER_LIVE_URL, s.DATA_URL),
+    ):
+        assert s.choose_venue_urls(account_id, live=live) == (url, data_url)
+        s.check_live(s.Credentials(key="CK1", secret="s"), url, live=live, account_id=account_id)
+    s.check_live(s.Credentials(key="X", secret="s"), "http://127.0.0.1:1", live=False, account_id=account_id)
+    assert s.choose_venue_urls("", live=True) == (s.LIVE_URL, s.DATA_URL)
+
+
+@pytest.mark.parametrize("text", ["x", "PA1234567", "0f0ee2ab-bd0d-4b7e-8bb7"])
+def test_what_is_no_account_id_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"ALPACA_ACCOUNT_ID '{text}': expected .* a UUID. Unset it"):
+        s.parse_account_id(text)
+
+
 def test_matching_key_and_address_are_taken() -> None:
     s.check_live(s.Credentials(key="AK1", secret="s"), s.LIVE_URL, live=True)
     s.check_live(s.Credentials(key="PK1", secret="s"), s.PAPER_URL, live=False)

@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dry_work.alpaca.limits import (
+    CLAIM_S,
+    REFUSED_WAIT_S,
     UNSHARED,
     Priority,
     RateLimit,
     RateLimiter,
     parse_reset,
     parse_retry_after,
+    shared_limiter,
 )
 from dry_work.clock import ManualClock
 
@@ -58,7 +61,8 @@ def test_less_urgent_requests_leave_a_share_to_the_others() -> None:
     assert take_all(limit, 0.0, Priority.POLLING) == 75
     assert limit.wait_s(0.0, Priority.POLLING) > 0
     assert take_all(limit, 0.0, Priority.LOOK_UPS) == 15
-    assert take_all(limit, 0.0, Priority.ORDERS) == 10
+    assert take_all(limit, 0.0, Priority.ORDERS) == 5
+    assert take_all(limit, 0.0, Priority.BRAKE) == 5
 
 
 def test_every_priority_gets_something_of_the_smallest_limit() -> None:
@@ -241,6 +245,121 @@ def test_an_order_overtakes_the_polling_that_waits() -> None:
     for thread in threads:
         thread.join(DEADLINE_S)
     assert gone == [Priority.ORDERS, Priority.LOOK_UPS, Priority.POLLING]
+
+
+def test_the_brake_gets_what_orders_leave_to_it() -> None:
+    limit = RateLimit(200)
+    assert take_all(limit, 0.0, Priority.ORDERS) == 190
+    assert limit.wait_s(0.0, Priority.ORDERS) > 0
+    assert take_all(limit, 0.0, Priority.BRAKE) == 10
+
+
+def test_who_was_told_to_wait_is_not_overtaken_when_the_time_has_come() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(RateLimit(1, shares=UNSHARED), clock=clock)
+    assert limiter.try_take(Priority.POLLING) == 0.0
+    assert limiter.try_take(Priority.ORDERS) == pytest.approx(60.0)
+    clock.advance(60.0)
+    assert limiter.try_take(Priority.POLLING) > 0  # although there is a request to take
+    assert not limiter.acquire(Priority.LOOK_UPS, timeout_s=0.0)
+    assert limiter.try_take(Priority.ORDERS) == 0.0
+    clock.advance(60.0)
+    assert limiter.try_take(Priority.LOOK_UPS) == 0.0
+
+
+def test_who_does_not_come_back_is_not_waited_for_long() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(RateLimit(1, shares=UNSHARED), clock=clock)
+    assert limiter.try_take(Priority.ORDERS) == 0.0
+    assert limiter.try_take(Priority.ORDERS) > 0
+    clock.advance(60.0 + CLAIM_S - 0.1)
+    assert limiter.try_take(Priority.POLLING) > 0
+    clock.advance(CLAIM_S)
+    assert limiter.try_take(Priority.POLLING) == 0.0
+
+
+def test_who_has_waited_for_a_window_needs_no_more_than_an_order() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(RateLimit(100), clock=clock)
+    done = threading.Event()
+    while not limiter.try_take(Priority.ORDERS):  # down to what they leave to the brake
+        pass
+
+    def poll() -> None:
+        assert limiter.acquire(Priority.POLLING, timeout_s=1e9)
+        done.set()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    for _ in range(30):  # the orders take what comes in, and more than the polling needs never stays
+        clock.advance(2.0)
+        limiter.wake()
+        while not limiter.try_take(Priority.ORDERS):
+            pass
+        assert not done.is_set()
+    clock.advance(2.0)
+    limiter.wake()
+    assert done.wait(DEADLINE_S)
+    thread.join(DEADLINE_S)
+
+
+def test_a_wait_that_is_abandoned_ends_at_once() -> None:
+    limiter = RateLimiter(RateLimit(1, shares=UNSHARED), clock=ManualClock())
+    assert limiter.try_take() == 0.0
+    abandoned, found = threading.Event(), []
+    thread = threading.Thread(
+        target=lambda: found.append(limiter.acquire(timeout_s=1e9, is_abandoned=abandoned.is_set)), daemon=True
+    )
+    thread.start()
+    abandoned.set()
+    deadline = time.monotonic() + DEADLINE_S
+    while thread.is_alive():
+        assert time.monotonic() < deadline
+        limiter.wake()
+        time.sleep(0.001)
+    assert found == [False]
+    assert not limiter._waiting
+
+
+def test_a_venue_that_need_not_limit_does_so_by_its_answers_alone() -> None:
+    limit = RateLimit(None)
+    for _ in range(1000):
+        assert limit.wait_s(0.0, Priority.POLLING) == 0.0
+        limit.take(0.0)
+        limit.observe(200, headers(remaining=199), now_s=0.0, time_s=EPOCH_S)  # as one that counts nothing
+    limit.take(1.0)
+    limit.observe(200, headers(limit=20, remaining=4, reset_in=40.0), now_s=1.0, time_s=EPOCH_S)
+    assert limit.wait_s(1.0, Priority.POLLING) == pytest.approx(40.0)
+    assert take_all(limit, 1.0, Priority.ORDERS) == 3
+    assert limit.wait_s(41.0, Priority.POLLING) == 0.0
+
+
+def test_a_refusal_with_something_left_says_nothing_of_the_window() -> None:
+    for limit, wait_s in ((RateLimit(200), REFUSED_WAIT_S), (RateLimit(None), 0.0)):
+        limit.take(0.0)
+        limit.observe(429, headers(remaining=150), now_s=0.0, time_s=EPOCH_S)
+        assert limit.wait_s(0.0, Priority.POLLING) == wait_s
+        limit.take(5.0)
+        limit.observe(429, {**headers(remaining=150), "Retry-After": "7"}, now_s=5.0, time_s=EPOCH_S)
+        assert limit.wait_s(5.0) == pytest.approx(7.0)
+
+
+def test_all_clients_of_a_key_in_a_process_have_one_limiter() -> None:
+    mine = shared_limiter("https://paper-api.alpaca.markets/", "K")
+    assert shared_limiter("https://paper-api.alpaca.markets", "K") is mine
+    others = [
+        shared_limiter("https://paper-api.alpaca.markets", "L"),
+        shared_limiter("https://paper-api.alpaca.markets", "K", api="data"),
+        shared_limiter("http://127.0.0.1:1", "K"),
+    ]
+    assert mine not in others
+    while not mine.try_take(Priority.BRAKE):
+        pass
+    assert mine.try_take(Priority.BRAKE) > 0
+    for _ in range(1000):
+        assert others[2].try_take(Priority.POLLING) == 0.0  # nobody has said that there is a limit
+    del mine
+    assert shared_limiter("https://paper-api.alpaca.markets", "K").try_take(Priority.BRAKE) == 0.0
 
 
 def test_who_only_looks_does_not_overtake_who_waits() -> None:

@@ -56,6 +56,7 @@ class ScriptedVenue:
 
     def __init__(self) -> None:
         self.cash = Decimal(100_000)
+        self.equity: Decimal | None = None  # without one it is the cash
         self.positions: list[VenuePosition] = []
         self.orders: dict[str, VenueOrder] = {}
         self.requests: list[tuple[str, str]] = []  # (method, path) of everything
@@ -73,6 +74,8 @@ class ScriptedVenue:
         self.assets: dict[str, dict[str, Any]] = {}
         self.hidden: set[str] = set()  # client order ids that are not listed among the open orders
         self.bodies: list[bytes] = []
+        self.strange_orders: list[dict[str, Any]] = []  # listed among the open orders as they are
+        self.executions: list[dict[str, Any]] | None = None  # None: they are not listed
         self._events = 0
         self._sockets: set[web.WebSocketResponse] = set()
         self._started = threading.Event()
@@ -172,6 +175,7 @@ class ScriptedVenue:
         router.add_get("/v2/positions", self._positions)
         router.add_get("/v2/clock", self._clock)
         router.add_get("/v2/orders", self._open_orders)
+        router.add_get("/v2/account/activities/FILL", self._activities)
         router.add_post("/v2/orders", self._submit)
         router.add_get("/v2/orders:by_client_order_id", self._by_client_id)
         router.add_get("/v2/orders/{id}", self._by_id)
@@ -199,7 +203,8 @@ class ScriptedVenue:
     async def _account(self, request: web.Request) -> web.Response:
         if self.fail_account is not None:
             return web.json_response(self.fail_account[1], status=self.fail_account[0])
-        snapshot = AccountSnapshot(id="a", account_number="1", cash=self.cash, equity=self.cash, buying_power=self.cash)
+        equity = self.cash if self.equity is None else self.equity
+        snapshot = AccountSnapshot(id="a", account_number="1", cash=self.cash, equity=equity, buying_power=self.cash)
         return web.json_response(encode_account(snapshot, created_ns=NOW_NS))
 
     async def _positions(self, request: web.Request) -> web.Response:
@@ -211,7 +216,15 @@ class ScriptedVenue:
     async def _open_orders(self, request: web.Request) -> web.Response:
         done = ("filled", "canceled", "expired", "rejected", "replaced")
         found = [order for name, order in self.orders.items() if order.status not in done and name not in self.hidden]
-        return web.json_response([encode_order(order) for order in found])
+        if request.query.get("status") == "all":
+            symbols = request.query.get("symbols", "").split(",")
+            found = [order for order in self.orders.values() if order.symbol.replace("/", "") in symbols]
+        return web.json_response([encode_order(order) for order in found] + self.strange_orders)
+
+    async def _activities(self, request: web.Request) -> web.Response:
+        if self.executions is None:
+            return web.json_response(encode_error(40410000, "not found"), status=404)
+        return web.json_response(self.executions)
 
     async def _submit(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

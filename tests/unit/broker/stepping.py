@@ -80,6 +80,7 @@ def run(
     resample: bool = False,
     early: Callable[[Any], Any] | None = None,
     prepare: Callable[[bt.Cerebro], Any] | None = None,
+    strategy: type[Any] = Recorder,
 ) -> Any:
     """Run and return the strategy. Each script runs before its bar, and so before `broker.next`."""
 
@@ -97,9 +98,9 @@ def run(
     cerebro.setbroker(broker)
     if prepare is not None:
         prepare(cerebro)
-    cerebro.addstrategy(Recorder, actions=dict(actions), early=early)
-    [strategy] = cerebro.run()
-    return strategy
+    cerebro.addstrategy(strategy, actions=dict(actions), early=early)
+    [ran] = cerebro.run()
+    return ran
 
 
 def seen(venue: ScriptedVenue, broker: Any, *events: Any) -> None:

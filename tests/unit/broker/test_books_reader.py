@@ -213,3 +213,24 @@ def test_a_copy_of_the_files_of_a_running_trader_is_read(
         shutil.copyfile(tmp_path / name, copy / name)
     assert len(read_books(copy / "orders.sqlite").orders) >= 10
     assert sorted(path.name for path in copy.iterdir()) == ["orders.sqlite", "orders.sqlite-wal"]
+
+
+def test_a_journal_from_before_a_table_is_read_and_gets_it(tmp_path: Path) -> None:
+    path = tmp_path / "orders.sqlite"
+    journal = Journal(path)
+    record(journal, 1)
+    journal.close()
+    tables = ("order_terms", "fill_orders", "reversals", "position_marks", "foreign_orders", "symbol_halts")
+    db = sqlite3.connect(path)
+    for table in tables:
+        db.execute(f"DROP TABLE {table}")
+    db.commit()
+    db.close()
+    books = read_books(path)
+    assert len(books.orders) == 1
+    assert (books.marks, books.foreign, books.halts, dict(books.fill_orders)) == ((), (), (), {})
+    Journal(path).close()
+    db = sqlite3.connect(path)
+    found = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    db.close()
+    assert set(tables) <= found

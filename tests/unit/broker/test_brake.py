@@ -270,6 +270,7 @@ def test_reducing_lets_out_only_what_was_found_to_shrink() -> None:
     brake.allow("exit")
     brake.change(RiskCommand.REDUCE, reason="r", who="limit:day_loss")
     assert brake.judge("exit") is None
+    assert brake.judge("exit") is None  # asked again after a request that did not get through
     refused = brake.judge("entry")
     assert refused is not None
     assert refused.limit is LimitName.REDUCING

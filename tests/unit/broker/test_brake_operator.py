@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_without_a_name_it_is_the_one_that_runs_or_the_only_one(tmp_path: Path) 
 )
 def test_the_lease_says_whether_a_trader_runs(tmp_path: Path, holder: dict[str, Any], pid: int | None) -> None:
     make_agent(tmp_path, "a")
-    (tmp_path / "agent-a.lock").write_text(json.dumps(holder))
+    (tmp_path / "agent-a.lock").write_text(json.dumps({"since": datetime.now(UTC).isoformat(), **holder}))
     assert find_agent("a", [tmp_path]).pid == pid
 
 

@@ -37,9 +37,19 @@ def test_a_missing_credential_is_a_value_error(given: dict[str, str]) -> None:
         AlpacaPaperTradingBroker(**given)
 
 
-def test_an_account_of_the_broker_api_comes_later() -> None:
-    with pytest.raises(ConfigError, match=r"later version\. Unset ALPACA_ACCOUNT_ID"):
+def test_an_account_of_the_broker_api_is_a_uuid() -> None:
+    with pytest.raises(ConfigError, match=r"ALPACA_ACCOUNT_ID 'x': .* a UUID\. Unset it to trade with the key's own"):
         AlpacaPaperTradingBroker(api_key="KEY", secret_key="SECRET", account_id="x")
+
+
+def test_the_broker_api_needs_a_word_for_real_money_too() -> None:
+    with pytest.raises(ConfigError, match="real money"):
+        AlpacaPaperTradingBroker(
+            api_key="KEY",
+            secret_key="SECRET",
+            account_id="0f0ee2ab-bd0d-4b7e-8bb7-0f5e4ae4c4a8",
+            url_override="https://broker-api.alpaca.markets",
+        )
 
 
 def test_real_money_needs_a_word() -> None:
@@ -190,8 +200,13 @@ def test_a_snapshot_is_taken_over_when_no_fill_came(venue: ScriptedVenue, journa
     broker.refresh_account()
     wait_until(lambda: len(broker._link.inbox), "the snapshot is in")
     assert broker.getcash() == 100_000
-    broker.next()
-    assert (broker.getcash(), broker.position_of("IBM"), broker.getvalue()) == (123, -3, 102)
+
+    def is_taken() -> bool:
+        broker.next()  # what explains the position is asked for first
+        return bool(broker.getcash() == 123)
+
+    wait_until(is_taken, "the snapshot is taken over")
+    assert (broker.position_of("IBM"), broker.getvalue()) == (-3, 102)
     broker.stop()
 
 

@@ -185,7 +185,7 @@ def test_an_unknown_event_is_settled_by_asking(venue: ScriptedVenue, broker: Any
     def strange() -> None:
         order = venue.wait_submit(1)
         wait_until(lambda: order.client_order_id in venue.orders, "the order is taken")
-        seen(venue, broker, venue.build_event("trade_correct", order, status="canceled"))
+        seen(venue, broker, venue.build_event("trade_flipped", order, status="canceled"))
 
     strategy = run(
         broker,
@@ -193,7 +193,7 @@ def test_an_unknown_event_is_settled_by_asking(venue: ScriptedVenue, broker: Any
         {2: strange, 4: lambda: settle(broker)},
     )
     assert strategy.statuses(strategy.orders[0])[-1] == "Canceled"
-    assert broker.counters["unknown event trade_correct"] == 1
+    assert broker.counters["unknown event trade_flipped"] == 1
 
 
 def test_an_unknown_status_changes_nothing(venue: ScriptedVenue, broker: Any) -> None:

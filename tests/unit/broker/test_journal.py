@@ -114,8 +114,8 @@ def test_a_fill_is_kept_once(tmp_path: Path) -> None:
         execution_id="x", client_order_id="o", symbol="AAPL", side=Side.BUY, qty=Decimal("1e-9"), price=Decimal(3),
         ts_event_ns=1,
     )  # fmt: skip
-    journal.record_fills([fill, fill])
-    journal.record_fills([fill])
+    journal.record_progress([fill, fill])
+    journal.record_progress([fill])
     assert journal.executions() == ["x"]
     assert sqlite3.connect(journal.path).execute("SELECT qty, price FROM fills").fetchall() == [("0.000000001", "3")]
     journal.close()
@@ -137,7 +137,7 @@ def test_fills_and_ends_are_written_together(tmp_path: Path) -> None:
 
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[120:4000] = b"\xff" * 3880
+    content[100:8192] = b"\xff" * 8092
     path.write_bytes(content)
 
 

@@ -64,7 +64,7 @@ class Desk:
             execution_id=f"e{self.executions}", client_order_id=name, symbol=symbol, side=side, qty=Decimal(qty),
             price=Decimal(price), ts_event_ns=self.executions,
         )  # fmt: skip
-        self.journal.record_fills([fill])
+        self.journal.record_progress([fill])
         return name
 
     def books(self) -> JournalBooks:

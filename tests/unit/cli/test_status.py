@@ -73,7 +73,7 @@ def make_agent(
                 execution_id=order, client_order_id=order, symbol="BTC/USD", side=Side.BUY, qty=Decimal("0.5"),
                 price=Decimal(66_000), ts_event_ns=1_700_000_000_000_000_000,
             )  # fmt: skip
-            journal.record_fills([fill])
+            journal.record_progress([fill])
     if halt:
         journal.change_risk(RiskCommand.HALT, reason=halt, who="operator", at_ns=1_700_000_000_000_000_000)
     journal.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dry_work.broker.told import ToldOrder, ToldRecord
 from dry_work.clock import ManualClock
 from dry_work.engine.strategy_state import StrategyKeeper, check_state
 from dry_work.errors import ConfigError, StrategyError
+from dry_work.orders.lifecycle import Phase
 
 
 class Counter:
@@ -122,3 +125,95 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     kept.load(Counter(1))
     with pytest.raises(StrategyError, match=r"the strategy's state cannot be written: No such file or directory"):
         kept.save()
+
+
+class Telling:
+    """What was told, as a broker keeps it."""
+
+    def __init__(self) -> None:
+        self.has_untold_changes = False
+        self.given: Any = None
+        self.heard: list[Any] = []
+        self.record = ToldRecord()
+        self.released = 0
+        self.written_at_release: list[bool] = []
+        self.path: Path | None = None
+
+    def keep_told(self, record: ToldRecord | None) -> None:
+        self.given = record
+
+    def note_told(self, notification: Any) -> None:
+        self.heard.append(notification)
+        self.has_untold_changes = True
+
+    def told_record(self) -> ToldRecord:
+        self.has_untold_changes = False
+        return self.record
+
+    def release_orders(self) -> None:
+        assert self.path is not None
+        self.released += 1
+        self.written_at_release.append(self.path.exists())
+
+
+class Hearing(Counter):
+    def __init__(self, state: Any = None) -> None:
+        super().__init__(state)
+        self.heard: list[Any] = []
+
+    def notify_order(self, order: Any) -> None:
+        self.heard.append(order)
+
+
+def test_what_was_told_is_written_with_the_state_before_orders_leave(tmp_path: Path) -> None:
+    telling, strategy = Telling(), Hearing({"n": 1})
+    telling.path = tmp_path / "strategy.json"
+    kept = keeper(tmp_path)
+    kept.follow(telling, Hearing)
+    assert telling.given is None
+    kept.load(strategy)
+    kept.after_turn()
+    assert telling.released == 0, "nothing was told or decided"
+    strategy.notify_order("order")
+    assert (strategy.heard, telling.heard) == (["order"], ["order"])
+    told = ToldOrder(phase=Phase.PARTIAL, filled=Decimal("0.1"))
+    telling.record = ToldRecord(numbers={"s": 7}, orders={"dw-a-s-7": told})
+    kept.after_turn()
+    assert telling.written_at_release == [True]
+    content = json.loads(telling.path.read_text())
+    assert content["state"] == {"n": 1}
+    assert content["orders"] == {
+        "numbers": {"s": 7}, "orders": {"dw-a-s-7": {"phase": "partial", "filled": "0.1"}},
+    }  # fmt: skip
+    after = Telling()
+    keeper(tmp_path).follow(after, Hearing)
+    assert after.given == telling.record
+
+
+def test_what_another_strategy_was_told_is_left_aside(tmp_path: Path) -> None:
+    telling = Telling()
+    telling.path = tmp_path / "strategy.json"
+    kept = keeper(tmp_path)
+    kept.follow(telling, Hearing)
+    kept.load(Hearing({"n": 1}))
+    kept.save()
+    other = Telling()
+    keeper(tmp_path, agent="agent:Other").follow(other, Hearing)
+    assert other.given is None
+
+
+def test_a_strategy_that_keeps_nothing_is_not_followed(tmp_path: Path) -> None:
+    class Forgetful:
+        pass
+
+    telling = Telling()
+    telling.given = "untouched"
+    keeper(tmp_path).follow(telling, Forgetful)
+    assert telling.given == "untouched"
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    content = {"version": 1, "agent": "agent:Counter", "saved_ns": 1, "state": {}, "orders": {"numbers": {"s": "x"}}}
+    (tmp_path / "strategy.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="what the strategy was told of its orders cannot be read"):
+        keeper(tmp_path).follow(Telling(), Hearing)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dry_work.errors import ConfigError
-from dry_work.hub.settings import HubSettings, build_settings, parse_stream_url
+from dry_work.hub.settings import HubSettings, build_settings, parse_stream_url, read_accounts
 
 ENVIRONMENT = {
     "ALPACA_API_KEY": "key-id-value",
@@ -101,8 +101,11 @@ def test_the_other_name_of_the_secret_is_taken() -> None:
         ({"ALPACA_STREAM_URL": "http://x"}, "'http://x' is not usable as ALPACA_STREAM_URL"),
         ({"PUBSUB_EMULATOR_HOST": "localhost"}, "'localhost' is not usable as PUBSUB_EMULATOR_HOST"),
         ({"PUBSUB_EMULATOR_HOST": "localhost:99999"}, "'localhost:99999' is not usable as PUBSUB_EMULATOR_HOST"),
-        ({"HUB_SINKS": "pubsub,nats"}, "the sink 'nats' is not part of this version"),
-        ({"HUB_SINKS": "kafka"}, "'kafka' is not a sink (--sinks, HUB_SINKS): offered now is pubsub"),
+        ({"HUB_SINKS": "pubsub,redis"}, "the sink 'redis' is not part of this version"),
+        (
+            {"HUB_SINKS": "kafka"},
+            "'kafka' is not a sink (--sinks, HUB_SINKS): offered now is pubsub, nats, websocket, grpc",
+        ),
         ({"HUB_SYMBOLS": ""}, "give --symbols or set HUB_SYMBOLS"),
         ({"HUB_SYMBOLS": "no/such/file.txt"}, "'no/such/file.txt' is neither a file nor a comma list of symbols"),
         ({"HUB_SYMBOLS": ","}, "is neither a file nor a comma list of symbols"),
@@ -137,3 +140,61 @@ def test_neither_repr_nor_the_masked_settings_show_the_credentials() -> None:
         assert "secret-value" not in text
         assert "key-id-value" not in text
         assert "my-project" in text
+
+
+# --- accounts
+
+KEYS = {"ALPACA_API_KEY": "k", "ALPACA_SECRET_KEY": "s", "HUB_SINKS": "websocket"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "environments"),
+    [
+        ({}, ["paper"]),
+        ({"ALPACA_URL": "https://api.alpaca.markets"}, ["live"]),
+        ({"ALPACA_LIVE_API_KEY": "l", "ALPACA_LIVE_SECRET_KEY": "m"}, ["paper", "live"]),
+        ({"ALPACA_API_KEY_ID": "l", "ALPACA_API_SECRET_KEY": "m"}, ["paper", "live"]),
+        ({"PAPER_ALPACA_API_KEY_ID": "k", "PAPER_ALPACA_API_SECRET_KEY": "s"}, ["paper"]),
+        ({"ALPACA_KEY": "l", "ALPACA_SECRET": "m", "CREAM_ENV": "LIVE"}, ["paper", "live"]),
+    ],
+)
+def test_each_account_is_known_by_any_of_its_pairs(variables: dict[str, str], environments: list[str]) -> None:
+    accounts = read_accounts({**KEYS, **variables})
+    assert [account.environment for account in accounts] == environments
+    assert "s" not in {text for account in accounts for text in repr(account).split("'")}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ALPACA_LIVE_API_KEY": "l"}, "ALPACA_LIVE_API_KEY is set, but ALPACA_LIVE_SECRET_KEY is not"),
+        ({"ALPACA_API_SECRET_KEY": "l"}, "ALPACA_API_SECRET_KEY is set, but ALPACA_API_KEY_ID is not"),
+        (
+            {"PAPER_ALPACA_API_KEY_ID": "other", "PAPER_ALPACA_API_SECRET_KEY": "s"},
+            "ALPACA_API_KEY and PAPER_ALPACA_API_KEY_ID are both set for the paper account and differ",
+        ),
+        ({"CREAM_ENV": "TEST"}, "CREAM_ENV='TEST': expected PAPER or LIVE"),
+        ({"PROXY_PORT": "99999"}, "PROXY_PORT='99999': expected a port"),
+    ],
+)
+def test_a_contradiction_ends_the_start_with_its_names(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        build_settings({**KEYS, **variables})
+
+
+def test_without_pubsub_neither_project_nor_symbols_are_needed() -> None:
+    settings = build_settings({"ALPACA_KEY": "k", "ALPACA_SECRET": "s"}, sinks="websocket,grpc")
+    assert (settings.project, settings.symbols, settings.key) == (None, (), "k")
+    assert (settings.bind_host, settings.websocket_port) == ("127.0.0.1", 8099)
+
+
+def test_the_simulated_exchange_stands_for_every_account() -> None:
+    live = {"ALPACA_LIVE_API_KEY": "l", "ALPACA_LIVE_SECRET_KEY": "m"}
+    accounts = read_accounts({**KEYS, **live, "ALPACA_URL": "http://127.0.0.1:8090/"})
+    assert {account.url for account in accounts} == {"http://127.0.0.1:8090"}
+
+
+def test_no_secret_is_shown() -> None:
+    settings = build_settings({**KEYS, "ALPACA_API_KEY": "visible-key", "HUB_TOKEN": "visible-token"})
+    assert "visible" not in repr(settings)
+    assert "visible" not in str(settings.masked())

@@ -114,6 +114,34 @@ def test_a_replacement_shrinks_without_what_it_replaces() -> None:
     assert not book.shrinks(order("b", "sell", 6, replaces="a"))
 
 
+def test_an_exit_that_is_replaced_stays_one_of_its_group() -> None:
+    exits = [order(name, "sell", 5, group="exits", stop_price=D(8)) for name in ("profit", "stop")]
+    book = portfolio(5, *exits)
+    moved = order("new", "sell", 5, replaces="stop", stop_price=D(9))
+    assert book.shrinks(moved)
+    assert book.worst_case("X", moved).short_value == 0
+    assert not book.shrinks(order("new", "sell", 6, replaces="stop"))
+    book.add(moved)
+    assert book.shrinks(order("newer", "sell", 5, replaces="new"))
+    assert not book.shrinks(order("another", "sell", 1))
+
+
+def test_an_exit_that_is_replaced_before_its_entry_is_filled_does_not_count() -> None:
+    entry = order("entry", "buy", 5)
+    stop = order("stop", "sell", 5, group="exits", entry="entry", stop_price=D(8))
+    book = portfolio(0, entry, stop)
+    moved = order("new", "sell", 5, replaces="stop", stop_price=D(200))
+    assert book.worst_case("X", moved).value == 50
+    assert not book.shrinks(moved)
+    book.add(moved)
+    assert book.gross == 50
+
+
+def test_money_counts_where_no_price_is_known() -> None:
+    asked = RiskOrder(id="a", symbol="Z", side=Side.BUY, notional=D(55))
+    assert portfolio(0, asked).gross == 55
+
+
 def test_entries_are_what_can_do_more_than_shrink_oldest_first() -> None:
     orders = [
         order("stop", "sell", 4, stop_price=D(8)),

@@ -74,7 +74,7 @@ def test_every_status_of_alpaca_has_an_effect_and_the_final_ones_end_an_order() 
         assert ends == (status in TERMINAL), status
 
 
-@pytest.mark.parametrize("word", ["trade_bust", "trade_correct", "something_new", ""])
+@pytest.mark.parametrize("word", ["trade_flipped", "something_new", ""])
 def test_an_unknown_word_is_asked_for_and_never_guessed(word: str) -> None:
     assert event_effect(word) is Effect.ASK
     assert status_effect(word) is Effect.ASK
@@ -104,6 +104,13 @@ def test_events_and_statuses_of_one_name_agree() -> None:
         assert EVENT_EFFECTS[name] is STATUS_EFFECTS[name], name
     # The answer to a submit says `pending_new` before the simulated exchange has looked at the order.
     assert STATUS_EFFECTS["pending_new"] is Effect.NOTHING
+
+
+def test_what_takes_an_execution_back_moves_no_phase_by_itself() -> None:
+    assert event_effect("trade_bust") is Effect.TAKE_BACK
+    assert event_effect("trade_correct") is Effect.CORRECT
+    for effect in (Effect.TAKE_BACK, Effect.CORRECT):
+        assert all(next_phases(phase, effect) == () for phase in Phase)
 
 
 def test_phases_have_a_word_of_alpaca() -> None:

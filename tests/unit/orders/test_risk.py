@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from dry_work.orders.risk import (
     RiskGate,
     RiskState,
     next_state,
+    trading_day,
 )
 from dry_work.orders.risk_limits import (
     SETTING_NAMES,
@@ -187,6 +189,18 @@ def test_exits_that_come_with_an_entry_are_collared_by_its_price() -> None:
     assert gate.check(entry, book, Quote(PRICE), NOW, legs=exits("8", "7")) is None
 
 
+def test_the_exits_of_a_pair_are_collared_by_the_last_price() -> None:
+    gate = RiskGate(limits(price_collar=D("0.2")))
+    book = Portfolio(D(1000), {"X": Holding(D(1), PRICE)})
+    profit = RiskOrder(id="a", symbol="X", side=Side.SELL, qty=D(1), limit_price=D(15), group="g")
+    stop = RiskOrder(id="b", symbol="X", side=Side.SELL, qty=D(1), stop_price=D(13), group="g")
+    # Below the profit exit, but so far above the market that it would go off at once.
+    refused = gate.check(profit, book, Quote(PRICE), NOW, legs=[stop])
+    assert str(refused) == "risk limit price_collar: stop price 13 is 30.0 % worse than 10; allowed: 20 %"
+    below = msgspec.structs.replace(stop, stop_price=D(9))
+    assert gate.check(profit, book, Quote(PRICE), NOW, legs=[below]) is None
+
+
 def test_old_data_stop_new_positions_but_no_exit() -> None:
     desk = Desk(limits(stale_bars=3), X=5)
     fresh, old = (Quote(PRICE, age_ns=age) for age in (3 * MINUTE_NS, 3 * MINUTE_NS + 1))
@@ -212,6 +226,52 @@ def test_a_refused_order_counts_nowhere() -> None:
         assert name_of(desk.ask("buy", 6)) == "order_value"
     assert desk.portfolio.gross == 0
     assert desk.ask("buy", 5) is None
+
+
+@pytest.mark.parametrize("name", ["order_value", "position_value", "gross_exposure"])
+@pytest.mark.parametrize("zero", [Bound(D(0)), share(0)])
+def test_a_limit_of_zero_that_is_no_setting_lets_exits_through_alone(name: str, zero: Bound) -> None:
+    desk = Desk(limits(**{name: zero}), X=5)
+    assert name_of(desk.ask("buy", 1)) == name
+    assert name_of(desk.ask("sell", 1, symbol="Y")) == name
+    assert desk.ask("sell", 5) is None
+
+
+def test_a_loss_of_zero_is_none_and_the_least_loss_is_one() -> None:
+    gate = RiskGate(limits(day_loss=Bound(D(0))))
+    assert gate.observe(D(1000), NOW) is None
+    assert gate.observe(D(1000), NOW + 1) is None
+    assert name_of(gate.observe(D("999.99"), NOW + 2)) == "day_loss"
+
+
+def test_an_option_counts_with_the_shares_of_its_contract() -> None:
+    option = "AAPL240719C00190000"
+    desk = Desk(limits(order_value=Bound(D(5000))), **{option: 2})
+    assert desk.portfolio.gross == 2000
+    assert desk.ask("buy", 5, symbol=option) is None
+    assert str(desk.ask("buy", 6, symbol=option)) == "risk limit order_value: 6,000.00; allowed: 5,000.00"
+    assert desk.portfolio.gross == 7000
+
+
+def test_a_trailing_stop_that_buys_counts_at_its_trail_above_the_market() -> None:
+    desk = Desk(limits(order_value=Bound(D(100))))
+    for trail in ({"trail_price": D(5)}, {"trail_percent": D(50)}):
+        assert name_of(desk.ask("buy", 7, type=OrderType.TRAILING_STOP, **trail)) == "order_value"
+        assert desk.ask("buy", 6, type=OrderType.TRAILING_STOP, **trail) is None
+        assert desk.ask("sell", 10, type=OrderType.TRAILING_STOP, **trail) is None
+
+
+def test_many_small_orders_and_alternating_sides_gain_nothing() -> None:
+    desk = Desk(limits(position_value=Bound(D(100)), orders_per_minute=30))
+    for _ in range(10):
+        assert desk.ask("buy", 1) is None
+    assert name_of(desk.ask("buy", "0.001")) == "position_value"
+    for _ in range(10):
+        assert desk.ask("sell", 1) is None  # the other side is measured by itself: both may not be filled
+    assert name_of(desk.ask("sell", "0.001")) == "position_value"
+    for number in range(10):
+        assert desk.ask(("buy", "sell")[number % 2], "0.5", symbol="Y") is None
+    assert name_of(desk.ask("sell", "0.5", symbol="Y")) == "orders_per_minute"
 
 
 def test_everything_may_be_off() -> None:
@@ -240,10 +300,37 @@ def test_the_loss_of_a_day_is_measured_from_its_first_equity() -> None:
 
 def test_a_bar_that_ends_at_midnight_belongs_to_the_day_before() -> None:
     gate = RiskGate(limits(day_loss=Bound(D(10))))
-    midnight = 20_001 * DAY_NS
+    midnight = 20_001 * DAY_NS + 4 * 60 * MINUTE_NS  # of New York, in summer
     assert gate.observe(D(100), midnight - 1) is None
     assert name_of(gate.observe(D(80), midnight)) == "day_loss"
     assert gate.observe(D(80), midnight + 1) is None
+
+
+@pytest.mark.parametrize(
+    ("moment", "day"),
+    [
+        ("2024-01-16 23:59", "2024-01-16"),
+        ("2024-01-17 00:30", "2024-01-16"),  # 19:30 in New York: the late session is not over
+        ("2024-01-17 05:00", "2024-01-16"),
+        ("2024-01-17 05:01", "2024-01-17"),
+        ("2024-07-17 04:01", "2024-07-17"),
+        ("2024-03-10 05:01", "2024-03-10"),  # clocks go forward on this day
+        ("2024-03-11 04:01", "2024-03-11"),
+        ("2024-11-04 04:59", "2024-11-03"),  # and back
+    ],
+)
+def test_a_day_begins_at_midnight_in_new_york(moment: str, day: str) -> None:
+    now = datetime.fromisoformat(moment).replace(tzinfo=UTC)
+    found = trading_day(int(now.timestamp()) * SECOND_NS)
+    assert datetime.fromtimestamp(found * 86_400, UTC).date().isoformat() == day
+
+
+def test_a_loss_on_both_sides_of_midnight_utc_is_one_days_loss() -> None:
+    gate = RiskGate(limits(day_loss=Bound(D(100))))
+    midnight = 19_739 * DAY_NS  # 2024-01-17, 19:00 in New York
+    assert gate.observe(D(1000), midnight - MINUTE_NS) is None
+    assert gate.observe(D(940), midnight) is None
+    assert name_of(gate.observe(D(890), midnight + MINUTE_NS)) == "day_loss"
 
 
 def test_drawdown_is_measured_from_the_highest_equity_over_days() -> None:

@@ -23,6 +23,7 @@ from dry_work.orders.model import (
     VenueOrder,
     VenuePosition,
 )
+from dry_work.wire.alpaca_orders import parse_orders
 from dry_work.wire.alpaca_rest import (
     Replacement,
     RequestError,
@@ -37,6 +38,7 @@ from dry_work.wire.alpaca_rest import (
     parse_account,
     parse_decimal,
     parse_error,
+    parse_execution,
     parse_json,
     parse_order,
     parse_order_request,
@@ -418,3 +420,50 @@ def test_an_account_shows_what_its_owner_switched_off() -> None:
     account = AccountSnapshot(id="a", account_number="b", cash=Decimal(1), equity=Decimal(1), buying_power=Decimal(1))
     body = encode_account(account, created_ns=START_NS, suspended=True, shorting_enabled=False)
     assert (body["trade_suspended_by_user"], body["shorting_enabled"]) == (True, False)
+
+
+# The account's history, and orders that are none of ours
+
+
+def test_an_execution_of_the_activities_is_read() -> None:
+    row = {
+        "id": "20240611133000123::8efc7b9a-8b2b-4000-9955-d36e7db0df74", "activity_type": "FILL",
+        "transaction_time": "2024-06-11T13:30:00.123Z", "price": "10.5", "qty": "3", "cum_qty": "8", "side": "buy",
+        "symbol": "AAPL", "order_id": "o-1",
+    }  # fmt: skip
+    found = parse_execution(over_the_wire(row))
+    assert (found.execution_id, found.order_id) == ("8efc7b9a-8b2b-4000-9955-d36e7db0df74", "o-1")
+    assert (found.qty, found.price, found.filled_qty) == (3, Decimal("10.5"), 8)
+    assert found.ts_event_ns == 1_718_112_600_123_000_000
+    for name in ("id", "order_id", "qty", "price", "transaction_time"):
+        with pytest.raises(CodecError):
+            parse_execution({**row, name: None})
+
+
+def test_a_bust_names_the_execution_that_it_takes_back() -> None:
+    order = {"id": "o", "symbol": "AAPL", "side": "buy", "type": "market", "time_in_force": "day", "status": "filled"}
+    body = {"event": "trade_bust", "qty": "-3", "price": "10", "execution_id": "b", "previous_execution_id": "x"}
+    event = parse_trade_event(over_the_wire({**body, "order": order}))
+    assert (event.previous_execution_id, event.execution_id, event.qty) == ("x", "b", -3)
+    assert encode_trade_event(event)["previous_execution_id"] == "x"
+
+
+def test_an_order_of_several_options_is_read_and_one_that_cannot_be_hides_no_other() -> None:
+    plain = {"id": "o", "symbol": "AAPL", "side": "buy", "type": "limit", "time_in_force": "day", "status": "new"}
+    leg = {
+        **plain, "symbol": "AAPL240621C00200000", "asset_class": "us_option", "type": "", "order_type": "",
+        "order_class": "mleg", "qty": "1",
+    }  # fmt: skip
+    several = {
+        **plain, "symbol": "", "side": "", "asset_class": "", "order_class": "mleg",
+        "legs": [leg, {**leg, "side": "sell"}],
+    }  # fmt: skip
+    orders, unreadable = parse_orders([plain, several, {**plain, "type": "iceberg"}, "nonsense"])
+    assert [order.symbol for order in orders] == ["AAPL", ""]
+    assert [(found.side, found.type) for found in orders[1].legs] == [
+        (Side.BUY, OrderType.LIMIT), (Side.SELL, OrderType.LIMIT),
+    ]  # fmt: skip
+    assert len(unreadable) == 2
+    assert "iceberg" in unreadable[0]
+    with pytest.raises(CodecError):
+        parse_order({**plain, "symbol": ""})

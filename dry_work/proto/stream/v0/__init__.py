@@ -1,0 +1,1 @@
+"""Messages and service of `stream.v0`."""
