@@ -7,6 +7,7 @@ from typing import Any
 
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.venue_link import VenueLink
+from dry_work.market.symbols import contract_size
 
 
 class AccountReading:
@@ -50,4 +51,5 @@ class AccountReading:
             self._link.refresh_account()
 
     def _value_of(self, key: str) -> float:
-        return float(self._book.books.position(key).qty) * self._book.last_price(key, self._datas())
+        units = float(self._book.books.position(key).qty) * contract_size(key)
+        return units * self._book.last_price(key, self._datas())

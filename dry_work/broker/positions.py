@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from dry_work.broker.account import AccountState
 from dry_work.broker.tickets import number, symbol_of, utc_datetime
+from dry_work.market.symbols import contract_size
 from dry_work.orders.books import ZERO, Books, Fill, HeldPosition, PositionChange, position_key, undo
 from dry_work.orders.model import Side
 
@@ -78,7 +79,7 @@ class PositionBook:
         if not after.qty and price:
             before = HeldPosition(before.qty, price)
         self.books.set_position(key, before)
-        self.books.cash += fill.change * fill.price
+        self.books.cash += fill.change * fill.price * contract_size(key)
         self._show(key)
 
     def apply(self, fill: Fill) -> PositionChange | None:

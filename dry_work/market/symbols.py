@@ -105,3 +105,8 @@ def read_symbols(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     return parse_symbols(text, source=str(path))
+
+
+def contract_size(symbol: str) -> int:
+    """Return how many times its price a unit of a canonical symbol is worth: 100 for an option, otherwise 1."""
+    return 100 if is_option(symbol) else 1

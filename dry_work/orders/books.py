@@ -14,6 +14,7 @@ from decimal import Decimal
 
 import msgspec
 
+from dry_work.market.symbols import contract_size
 from dry_work.orders.model import Side, VenueOrder, VenuePosition
 
 ZERO = Decimal(0)
@@ -209,7 +210,7 @@ class Books:
             executions.take_back(fill.previous_execution_id, -fill.qty, -value)
         else:
             executions.entries.append(_Entry(fill.execution_id, fill.filled_qty, fill.qty, value))
-        self.cash -= value if fill.side is Side.BUY else -value
+        self.cash -= (value if fill.side is Side.BUY else -value) * contract_size(fill.symbol)
         before = self.position(fill.symbol)
         after, closed, opened = _move(before, fill.change, fill.price)
         if fill.qty < 0:

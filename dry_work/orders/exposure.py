@@ -12,16 +12,15 @@ from decimal import Decimal
 import msgspec
 from msgspec.structs import replace
 
-from dry_work.market.symbols import is_option
+from dry_work.market.symbols import contract_size
 from dry_work.orders.model import TERMINAL, OrderClass, OrderRequest, OrderType, Side, VenueOrder
 
 ZERO = Decimal(0)
-CONTRACT_SIZE = Decimal(100)  # shares of an option's contract, whose price is that of one share
 
 
 def units_of(symbol: str) -> Decimal:
     """Return how many times its price a unit of a symbol is worth."""
-    return CONTRACT_SIZE if is_option(symbol) else Decimal(1)
+    return Decimal(contract_size(symbol))
 
 
 class RiskOrder(msgspec.Struct, frozen=True, kw_only=True):

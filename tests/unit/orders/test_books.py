@@ -195,3 +195,12 @@ def test_the_venue_has_the_last_word_on_a_quantity() -> None:
     assert not books.adopt_qty("BTC/USD", D("0.9975"))
     assert books.position("BTC/USD").qty == D("0.9975")
     assert books.position("BTC/USD").price == 100
+
+
+def test_a_contract_of_an_option_moves_cash_by_a_hundred_times_its_price() -> None:
+    books = Books(cash=D(10_000))
+    option = "AAPL240315C00172500"
+    books.apply(fill(1, "2", "1.25", symbol=option))
+    assert books.cash == D(9_750)
+    books.apply(fill(2, "-2", "1.50", order="p", symbol=option))
+    assert (books.cash, books.position(option).qty) == (D(10_050), D(0))
