@@ -465,6 +465,8 @@ class OrderDesk:
         pending = ticket.replacing
         if pending is not None and pending.is_unresolved and order.status != OrderStatus.PENDING_REPLACE:
             self.replacements.end(ticket, "the replacement never reached the venue", None)
+        if order.replaces:
+            self.replacements.adopt_prices(ticket, order)
         return self._take_word(ticket, order) or changed
 
     def _take_word(self, ticket: Ticket, order: VenueOrder) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from dry_work.broker.notices import Notices
 from dry_work.broker.outcomes import ReplacementRefused
@@ -75,6 +76,27 @@ class Replacements:
         if pending is None:
             self._look_up([ticket.sent_name])
         return True
+
+    def adopt_prices(self, ticket: Ticket, order: VenueOrder) -> None:
+        """Take over the prices that somebody else has given an order of ours: limits are judged by what it is now."""
+        request = ticket.request
+        if request is None or ticket.replacing is not None or order.type is not request.type:
+            return
+        if request.type not in (OrderType.LIMIT, OrderType.STOP, OrderType.STOP_LIMIT):
+            return
+        prices = {
+            name: theirs
+            for name in ("limit_price", "stop_price")
+            if (ours := getattr(request, name)) is not None
+            and (theirs := getattr(order, name)) is not None
+            and theirs != ours
+        }
+        if prices:
+            _log.warning("somebody else has changed the prices of an order", symbol=ticket.symbol, prices=prices)
+            ticket.request = replace(request, **prices)
+            change_order(ticket.order, ticket.request)
+            if ticket.phase.is_open:
+                self._notices.notify(ticket.order, ticket)
 
     def settle(self, ticket: Ticket, order: VenueOrder) -> None:
         """The new order is there: whatever was told of the old one, it stands no more."""

@@ -272,13 +272,17 @@ def test_a_leg_is_replaced_by_its_id(venue: ScriptedVenue, broker: Any) -> None:
 def test_an_order_that_somebody_else_replaced_is_followed(venue: ScriptedVenue, change: Change) -> None:
     def by_hand() -> None:
         old = venue.orders[OLD]
-        new = replace(old, id="taken-by-hand", client_order_id="by-hand", replaces=old.id, status="new")
+        new = replace(
+            old, id="taken-by-hand", client_order_id="by-hand", replaces=old.id, status="new", limit_price=Decimal(8)
+        )
         venue.orders["by-hand"] = new
         seen(venue, change.broker, venue.replaced(old, new))
 
-    scripts = {3: by_hand, 6: lambda: change.say("fill", venue.orders["by-hand"], qty="10", price="8")}
+    scripts = {3: by_hand, 4: lambda: settle(change.broker)}
+    scripts[6] = lambda: change.say("fill", venue.orders["by-hand"], qty="10", price="8")
     strategy = run(change.broker, {1: PLACE}, {2: change.accept, **scripts}, bars=8)
     assert strategy.statuses(strategy.orders[0])[-1] == "Completed"
+    assert strategy.orders[0].created.price == 8.0  # what it is now, also for the risk gate
     assert change.broker.counters["orders replaced by others"] == 1
     assert change.broker.counters["fills of other orders"] == 0
 
