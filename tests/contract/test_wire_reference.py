@@ -149,6 +149,7 @@ class Desk:
 
     def rest(self, symbol: str = "SPY") -> Order:
         """Submit an order that nothing fills."""
+        self.trading.cancel_orders()  # one on the other side, such as a position that is being closed, is a wash trade
         return self.trading.submit_order(
             LimitOrderRequest(symbol=symbol, qty=2, side=OrderSide.BUY, time_in_force=TimeInForce.DAY, limit_price=1.0)
         )

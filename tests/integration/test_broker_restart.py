@@ -278,6 +278,12 @@ def test_a_bust_while_running_and_one_while_away_leave_equal_books(stage: Stage)
     assert stage.live((enter,), dies_after=2).notes == []
 
 
+def die_when_noted(strategy: Any, number: int) -> None:
+    """The account is looked at in its own time, not in the market's."""
+    if strategy.notes:
+        raise Killed
+
+
 def test_in_a_market_that_goes_on_what_happened_meanwhile_is_told_once(tmp_path: Path) -> None:
     stage = Stage(tmp_path, speed=300.0)
     try:
@@ -290,7 +296,7 @@ def test_in_a_market_that_goes_on_what_happened_meanwhile_is_told_once(tmp_path:
         while stage.held() < 27:
             assert time.monotonic() < deadline_s, "the other order fills too"
             time.sleep(0.01)
-        strategy = stage.live((enter,), dies_after=3)
+        strategy = stage.live((enter,), dies_after=100, on_slice=die_when_noted)
         told = [row for row in strategy.told if row[0] == 1]
         assert [status for _, status, _ in told if status != "Partial"] == ["Submitted", "Accepted", "Completed"]
         sizes = [size for _, _, size in told]

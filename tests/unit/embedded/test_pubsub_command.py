@@ -22,7 +22,7 @@ from dry_work.cli import main
 from dry_work.cli.pubsub import command
 from dry_work.errors import ConfigError
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
