@@ -8,7 +8,7 @@ between them.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -44,7 +44,6 @@ class Bus:
         self._latest: dict[Topic, HubEvent] = {}
         self._readers: dict[Topic, dict[ClientQueue, None]] = {}
         self._topics: dict[ClientQueue, dict[Topic, None]] = {}
-        self._taps: list[Callable[[HubEvent], None]] = []
         self.published: Counter[tuple[str, str]] = Counter()  # by feed and channel
         self.deliveries = 0  # offers to queues
 
@@ -87,8 +86,6 @@ class Bus:
         self.published[feed, channel] += 1
         topic = (feed, channel, symbol)
         self._latest[topic] = event
-        for tap in self._taps:
-            tap(event)
         readers = self._readers
         if feed == NEWS and len(symbols) > 1:
             found = dict.fromkeys(queue for topic in event.topics for queue in readers.get(topic, ()))
@@ -107,10 +104,6 @@ class Bus:
         for queue in tuple(queues):
             self.deliveries += 1
             queue.offer(event)
-
-    def tap(self, take: Callable[[HubEvent], None]) -> None:
-        """Call `take` with every event of every feed, before anybody else gets it; it returns at once."""
-        self._taps.append(take)
 
     def attach(self, queue: ClientQueue, topics: Iterable[Topic]) -> None:
         """Offer the events of `topics` to `queue` from now on; a topic that it has already changes nothing."""

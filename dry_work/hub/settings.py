@@ -138,7 +138,7 @@ def build_settings(
         crypto_topic=_check_topic(crypto, "CRYPTO_DATA_TOPIC"),
         batch=parse_switch(read_variable(environment, "HUB_BATCH"), name="HUB_BATCH") if batch is None else batch,
         accounts=accounts,
-        environment=_parse_environment(environment),
+        environment=parse_account_environment(environment),
         bind_host=read_variable(environment, "HUB_BIND_HOST") or DEFAULT_HOST,
         token=read_variable(environment, "HUB_TOKEN"),
         websocket_port=_parse_port(environment, "PROXY_PORT", DEFAULT_WEBSOCKET_PORT),
@@ -157,7 +157,7 @@ def read_accounts(environment: Mapping[str, str]) -> tuple[AccountKeys, ...]:
     """
     url = read_variable(environment, "ALPACA_URL").rstrip("/")
     is_live_url = urlsplit(url).hostname == urlsplit(LIVE_URL).hostname
-    stands_for = {"PAPER": "paper", "LIVE": "live"}[_parse_environment(environment).upper()]
+    stands_for = {"PAPER": "paper", "LIVE": "live"}[parse_account_environment(environment).upper()]
     pairs = (
         ("live" if is_live_url else "paper", ("ALPACA_API_KEY",), ("ALPACA_SECRET_KEY", "ALPACA_API_SECRET")),
         ("paper", ("PAPER_ALPACA_API_KEY_ID",), ("PAPER_ALPACA_API_SECRET_KEY",)),
@@ -185,7 +185,12 @@ def read_accounts(environment: Mapping[str, str]) -> tuple[AccountKeys, ...]:
     return tuple(keys_found for _, keys_found in found.values())
 
 
-def _parse_environment(environment: Mapping[str, str]) -> str:
+def parse_account_environment(environment: Mapping[str, str]) -> str:
+    """Return which account CREAM_ENV selects: paper, unless it says live.
+
+    Raises:
+        ConfigError: it says something else.
+    """
     text = read_variable(environment, "CREAM_ENV") or "PAPER"
     if text.upper() not in ("PAPER", "LIVE"):
         raise ConfigError(f"CREAM_ENV={text!r}: expected PAPER or LIVE")

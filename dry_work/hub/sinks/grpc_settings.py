@@ -9,6 +9,7 @@ import msgspec
 
 from dry_work.errors import ConfigError
 from dry_work.hub.bus import DATA_HISTORY, ORDER_HISTORY
+from dry_work.hub.settings import parse_account_environment
 from dry_work.hub.upstreams.connection import UpstreamTiming
 from dry_work.settings import read_variable
 
@@ -81,7 +82,7 @@ def read_grpc_settings(environment: Mapping[str, str]) -> GrpcSettings:
         port=count("GRPC_PORT", base.port, 0, 65_535),
         health_port=count("HEALTH_PORT", base.health_port, 0, 65_535),
         metrics_port=count("METRICS_PORT", base.metrics_port, 0, 65_535),
-        environment=_parse_environment(environment),
+        environment=parse_account_environment(environment),
         heartbeat_interval_s=number("HEARTBEAT_INTERVAL_SECS", base.heartbeat_interval_s, 0.001, _DAY_S),
         heartbeat_timeout_s=number("HEARTBEAT_TIMEOUT_SECS", base.heartbeat_timeout_s, 0.001, _DAY_S),
         reconnect_first_s=number("RECONNECT_DELAY_INITIAL_MS", base.reconnect_first_s * 1e3, 1, _DAY_S * 1e3) / 1e3,
@@ -106,13 +107,6 @@ def read_grpc_settings(environment: Mapping[str, str]) -> GrpcSettings:
             f"{_PREFIX}HEARTBEAT_INTERVAL_SECS ({settings.heartbeat_interval_s:g} s)"
         )
     return settings
-
-
-def _parse_environment(environment: Mapping[str, str]) -> str:
-    text = read_variable(environment, "CREAM_ENV") or "PAPER"
-    if text.upper() not in ("PAPER", "LIVE"):
-        raise ConfigError(f"CREAM_ENV={text!r}: expected PAPER or LIVE")
-    return text.lower()
 
 
 def _parse_count(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

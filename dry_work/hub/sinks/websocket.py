@@ -68,7 +68,7 @@ class WebSocketSink:
         hub: gives the events.
         access: who may come, and where the port is bound.
         port: 0 takes any free one.
-        data_path: path of the stock feed and of the option feed that the hub has; others are not found.
+        feeds: names of the stock feed and of the option feed that the hub has; paths of others are not found.
         environment: paper or live, whose trade updates `/stream` brings.
         flush_interval_s: how long events wait for others when the hub is busy.
     """
@@ -111,7 +111,6 @@ class WebSocketSink:
         self._next_flush_s = 0.0
         self._numbers = 0
         self._ended: Counter[str] = Counter()  # counts of clients that have left
-        self._states: dict[str, str] = {}
         self.refused: Counter[str] = Counter()  # handshakes, by reason
 
     async def start(self) -> None:
@@ -168,7 +167,6 @@ class WebSocketSink:
 
     def note_state(self, feed: str, state: str) -> None:
         """Tell the clients that have asked for it how an upstream of trade updates stands."""
-        self._states[feed] = state
         for session in list(self._sessions):
             if session.dialect.feed == feed and isinstance(session.dialect, OrderDialect):
                 session.send(session.dialect.tell_state(state))
@@ -335,9 +333,7 @@ class _Session(picows.WSListener):
         """Write what waits, as far as the socket takes it."""
         if self._is_closing or not self._can_write:
             return
-        events = self.queue.take()
-        if events:
-            self.send(self.dialect.encode(events))
+        self._send_waiting()
         if self.queue.is_closed:
             _log.warning("a client of order updates did not keep up", client=self.name)
             self.close(TRY_AGAIN_LATER)
@@ -415,7 +411,7 @@ class _Session(picows.WSListener):
         bus, feed = self._sink.hub.bus, self.dialect.feed
         events: list[HubEvent] = []
         if answer.resume is not None:
-            self._flush_now()
+            self._send_waiting()
             replay = bus.replay(feed, answer.added, epoch=answer.resume.epoch, offset=answer.resume.offset)
             assert isinstance(self.dialect, DataDialect | OrderDialect)
             self.send(
@@ -428,7 +424,7 @@ class _Session(picows.WSListener):
             self._replayed += len(events)
             self.send(self.dialect.encode(events))
 
-    def _flush_now(self) -> None:
+    def _send_waiting(self) -> None:
         events = self.queue.take()
         if events:
             self.send(self.dialect.encode(events))
