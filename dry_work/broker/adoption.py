@@ -29,10 +29,11 @@ from dry_work.broker.past_orders import PastOrder, list_past_orders, past_from_v
 from dry_work.broker.placed import encode_placed
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.reconcile import VenueAnswer, reconcile_order
-from dry_work.broker.tickets import PendingReplacement, Ticket, line_time, position_key, symbol_of
+from dry_work.broker.tickets import PendingReplacement, Ticket, position_key, symbol_of
 from dry_work.broker.told import ToldRecord
 from dry_work.broker.venue_link import VenueLink
 from dry_work.errors import BrokerError
+from dry_work.feeds.base import line_time
 from dry_work.orders.client_ids import parse_client_order_id
 from dry_work.orders.groups import Role
 from dry_work.orders.lifecycle import Effect, Phase

@@ -7,8 +7,9 @@ import time
 
 from dry_work.broker.desk import OrderDesk
 from dry_work.broker.entry import OrderEntry
-from dry_work.broker.tickets import Ticket, line_time
+from dry_work.broker.tickets import Ticket
 from dry_work.clock import MINUTE_NS, SECOND_NS, Clock
+from dry_work.feeds.base import line_time
 
 
 class MarketTime:

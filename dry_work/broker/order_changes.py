@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from dry_work.broker.notices import Notices
 from dry_work.broker.order_objects import build_correction, is_without_bar, take_back_execution
 from dry_work.broker.positions import PositionBook
-from dry_work.broker.tickets import Ticket, execute_order, fill_record, line_time
+from dry_work.broker.tickets import Ticket, execute_order, fill_record
+from dry_work.feeds.base import line_time
 from dry_work.orders.books import Fill, PositionChange
 from dry_work.orders.groups import Role
 from dry_work.orders.lifecycle import Effect, Phase, next_phases, status_word

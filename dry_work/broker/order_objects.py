@@ -12,7 +12,8 @@ from typing import Any
 import backtrader as bt
 
 from dry_work.broker.placed import PlacedOrder
-from dry_work.broker.tickets import execute_order, line_time, number, symbol_of
+from dry_work.broker.tickets import execute_order, number, symbol_of
+from dry_work.feeds.base import line_time
 from dry_work.orders.books import Fill, PositionChange
 from dry_work.orders.mapping import OrderTerms
 from dry_work.orders.model import Side

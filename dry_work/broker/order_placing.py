@@ -15,8 +15,9 @@ from dry_work.broker.entry import OrderEntry
 from dry_work.broker.market_time import MarketTime
 from dry_work.broker.order_objects import build_order
 from dry_work.broker.positions import PositionBook
-from dry_work.broker.tickets import Ticket, line_time_ns, number, position_key
+from dry_work.broker.tickets import Ticket, number, position_key
 from dry_work.clock import Clock
+from dry_work.feeds.base import line_time_ns
 from dry_work.orders.mapping import ChangeTerms
 
 

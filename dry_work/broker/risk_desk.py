@@ -19,9 +19,10 @@ from dry_work.broker.account import AccountState
 from dry_work.broker.brake import Brake
 from dry_work.broker.journal import Journal, RiskRecord
 from dry_work.broker.positions import PositionBook
-from dry_work.broker.tickets import Ticket, line_time_ns, position_key
+from dry_work.broker.tickets import Ticket, position_key
 from dry_work.clock import MINUTE_NS
 from dry_work.errors import ConfigError
+from dry_work.feeds.base import line_time_ns
 from dry_work.market.calendar import SessionCalendar
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.exposure import Holding, Portfolio, RiskOrder, describe_open_order, describe_request, units_of

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-import backtrader as bt
-
 from dry_work.broker.outcomes import PairHold
 from dry_work.broker.told import SavedReplacement, SavedSubmit, ToldOrder
+from dry_work.feeds.base import line_time
 from dry_work.market.symbols import is_option
 from dry_work.orders.books import Fill, PositionChange, position_key
 from dry_work.orders.groups import Role
@@ -26,8 +25,6 @@ __all__ = [
     "Ticket",
     "execute_order",
     "fill_record",
-    "line_time",
-    "line_time_ns",
     "number",
     "position_key",
     "symbol_of",
@@ -35,7 +32,6 @@ __all__ = [
 ]
 
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - Backtrader's own times are naive UTC
-_EPOCH_DAYS = float(_EPOCH.toordinal())
 
 
 class CancelMark:
@@ -203,16 +199,6 @@ def number(value: Decimal) -> int | float:
 def utc_datetime(time_ns: int) -> dt.datetime:
     """Return a time as Backtrader holds it: naive UTC with microseconds."""
     return _EPOCH + dt.timedelta(microseconds=time_ns // 1000)
-
-
-def line_time(time_ns: int) -> float:
-    """Return a time as Backtrader's `datetime` line holds it."""
-    return float(bt.date2num(utc_datetime(time_ns)))
-
-
-def line_time_ns(value: float) -> int:
-    """Return what a `datetime` line holds as nanoseconds, to the millisecond: floats of days hold no more."""
-    return round((value - _EPOCH_DAYS) * 86_400_000) * 1_000_000
 
 
 def symbol_of(data: Any) -> str:

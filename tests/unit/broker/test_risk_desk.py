@@ -15,8 +15,8 @@ from dry_work.broker.brake import Brake
 from dry_work.broker.journal import Journal
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.risk_desk import RiskDesk
-from dry_work.broker.tickets import line_time
 from dry_work.clock import MINUTE_NS, ManualClock
+from dry_work.feeds.base import line_time
 from dry_work.orders.model import AccountSnapshot, OrderRequest, OrderType, Side, TimeInForce, VenuePosition
 from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.orders.risk_limits import Bound, RiskLimits
