@@ -45,7 +45,9 @@ def test_it_does_not_matter_where_the_stream_is_cut(cuts: list[int]) -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_break_the_parser(data: bytes) -> None:
-    EventParser().feed(data)
+    parser = EventParser()
+    byte_by_byte = [item for index in range(len(data)) for item in parser.feed(data[index : index + 1])]
+    assert EventParser().feed(data) == byte_by_byte
 
 
 def test_what_is_too_long_is_refused() -> None:
