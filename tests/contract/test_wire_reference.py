@@ -137,6 +137,7 @@ class Desk:
 
     def buy(self, symbol: str, qty: float) -> None:
         """Hold a position."""
+        self.trading.cancel_orders()  # a position that is being closed would be on the other side: a wash trade
         time_in_force = TimeInForce.GTC if "/" in symbol else TimeInForce.DAY
         order = self.trading.submit_order(
             MarketOrderRequest(symbol=symbol, qty=qty, side=OrderSide.BUY, time_in_force=time_in_force)
@@ -149,7 +150,7 @@ class Desk:
 
     def rest(self, symbol: str = "SPY") -> Order:
         """Submit an order that nothing fills."""
-        self.trading.cancel_orders()  # one on the other side, such as a position that is being closed, is a wash trade
+        self.trading.cancel_orders()  # for the same reason
         return self.trading.submit_order(
             LimitOrderRequest(symbol=symbol, qty=2, side=OrderSide.BUY, time_in_force=TimeInForce.DAY, limit_price=1.0)
         )
