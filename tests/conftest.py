@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
+
+# Hubs that tests start as processes run side by side, and without a collector of traces.
+for _name in ("STREAM_PROXY_HEALTH_PORT", "STREAM_PROXY_METRICS_PORT", "HEALTH_PORT"):
+    os.environ[_name] = "0"
+os.environ["OTEL_ENABLED"] = "false"
+
+# How long examples take says how busy the machine is, and nothing about the code.
+settings.register_profile("dry-work", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dry-work")
 
 
 @pytest.fixture(autouse=True)
