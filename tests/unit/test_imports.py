@@ -18,24 +18,26 @@ LAYERS = (
     {"market", "orders", "proto"},
     {"ports", "settings"},
     {"wire", "observability"},
-    {"alpaca", "feeds", "broker", "hub", "exchange", "embedded", "recording"},
+    {"alpaca", "feeds", "broker", "hub", "exchange", "embedded", "recording", "redis"},
     {"engine", "backtest"},
+    {"dashboard"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Libraries that belong to some packages only.
 OWNERS = {
-    "backtrader": {"feeds", "broker", "engine", "backtest"},
+    "backtrader": {"feeds", "broker", "engine", "backtest", "dashboard"},
     "alpaca": {"alpaca", "broker"},
     "google": {"feeds", "hub", "embedded", "storage", "recording"},
     "grpc": {"feeds", "hub", "embedded"},
-    "nats": {"hub", "embedded"},
-    "redis": {"hub", "embedded"},
+    "nats": {"hub", "embedded", "feeds"},
+    "redis": {"hub", "embedded", "feeds", "redis"},
     "picows": {"hub"},
+    "opentelemetry": {"observability"},
     "kubernetes": set(),
-    "aiohttp": {"alpaca", "exchange", "hub"},
-    "websockets": {"alpaca", "hub"},
+    "aiohttp": {"alpaca", "exchange", "hub", "dashboard"},
+    "websockets": {"alpaca", "feeds", "hub"},
     "click": {"cli"},
     "exchange_calendars": {"market"},
 }
