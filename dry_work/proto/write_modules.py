@@ -1,16 +1,25 @@
 """Write the Python modules of .proto files beside them: `python dry_work/proto/write_modules.py tradesvc/v0 stream/v0`.
 
-It needs grpcio-tools. A line at the top of each module keeps linters away; nothing else is changed.
+It needs grpcio-tools. The modules live in a descriptor pool of our own, and lines at the top keep linters away.
+Protoc's check of the protobuf runtime is left out: what the modules use of it has not changed since protobuf 3.20.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 HEADER = "# ruff: noqa\n# fmt: off\n# mypy: ignore-errors\n"
+
+_RUNTIME_CHECK = re.compile(r"^_runtime_version\.ValidateProtobufRuntimeVersion\(.*?^\)\n", re.MULTILINE | re.DOTALL)
+_CHANGES = (
+    ("_descriptor_pool.Default()", "POOL"),
+    ("from google.protobuf import descriptor_pool as _descriptor_pool\n", "from dry_work.proto.pool import POOL\n"),
+    ("from google.protobuf import runtime_version as _runtime_version\n", ""),
+)
 
 
 def write_modules(proto: Path, out: Path) -> list[Path]:
@@ -32,8 +41,16 @@ def write_modules(proto: Path, out: Path) -> list[Path]:
     for path in written:
         text = path.read_text(encoding="utf-8")
         if not text.startswith(HEADER):
-            path.write_text(HEADER + text, encoding="utf-8")
+            path.write_text(HEADER + use_own_pool(text), encoding="utf-8")
     return written
+
+
+def use_own_pool(text: str) -> str:
+    """Return a module of protoc's as it is with our own descriptor pool."""
+    text = _RUNTIME_CHECK.sub("", text)
+    for old, new in _CHANGES:
+        text = text.replace(old, new)
+    return text
 
 
 if __name__ == "__main__":

@@ -2,26 +2,22 @@
 
 It needs grpcio-tools. The files keep the names that they have for every client (cream/v1/stream_proxy.proto), and their
 modules live in this package and in a descriptor pool of our own: so what protoc writes is changed in these places.
-Its check of the protobuf runtime is left out: what the modules use of it has not changed since protobuf 3.20.
 """
 
 from __future__ import annotations
 
 import importlib
-import re
 import tempfile
 from pathlib import Path
+
+from dry_work.proto.write_modules import use_own_pool
 
 ROOT = Path(__file__).parents[1]  # names of .proto files are relative to it
 PROTOS = ("cream/v1/common.proto", "cream/v1/execution.proto", "cream/v1/stream_proxy.proto")
 HEADER = '# ruff: noqa\n# fmt: off\n# mypy: disable-error-code="type-arg"\n'
 
-_RUNTIME_CHECK = re.compile(r"^_runtime_version\.ValidateProtobufRuntimeVersion\(.*?^\)\n", re.MULTILINE | re.DOTALL)
 _CHANGES = (
     ("from cream.v1 import", "from dry_work.proto.cream.v1 import"),
-    ("_descriptor_pool.Default()", "POOL"),
-    ("from google.protobuf import descriptor_pool as _descriptor_pool\n", "from dry_work.proto.pool import POOL\n"),
-    ("from google.protobuf import runtime_version as _runtime_version\n", ""),
     ("DESCRIPTOR, 'cream.v1.", "DESCRIPTOR, 'dry_work.proto.cream.v1."),
 )
 
@@ -40,7 +36,7 @@ def write_modules(out: Path) -> list[Path]:
         if protoc.main(["protoc", f"-I{ROOT}", f"-I{include}", *options, *PROTOS]) != 0:
             raise RuntimeError("the .proto files cannot be compiled")
         for path in sorted(Path(folder).rglob("*_pb2.py*")):
-            text = _RUNTIME_CHECK.sub("", path.read_text(encoding="utf-8"))
+            text = use_own_pool(path.read_text(encoding="utf-8"))
             for old, new in _CHANGES:
                 text = text.replace(old, new)
             target = out / path.relative_to(folder)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -60,3 +63,43 @@ def test_every_documented_field_number_is_there() -> None:
             for message in file.message_type
         }
         assert found.items() >= messages.items()
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "message"),
+    [("tradesvc.v0", tradesvc_pb2, "Trade"), ("stream.v0", stream_pb2, "Bar")],
+    ids=["tradesvc", "stream"],
+)
+def test_stubs_of_others_of_the_same_package_can_be_loaded_beside_ours(
+    package: str, module: ModuleType, message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("grpc_tools")
+    # Once under the very name of our file, with other fields, and once under the name that a client's copy has.
+    ours = str(module.DESCRIPTOR.name)
+    names = {"same": ours, "own": f"{package.replace('.', '/')}/{Path(ours).name}"}
+    for folder, name in names.items():
+        proto = tmp_path / folder / name
+        proto.parent.mkdir(parents=True)
+        text = f'syntax = "proto3"; package {package}; message {message} {{ string symbol = 1; string more = 99; }}'
+        proto.write_text(text, encoding="utf-8")
+    code = f"""
+import importlib.util, sys
+from grpc_tools import protoc
+folder, name = sys.argv[1:]
+assert protoc.main(["protoc", f"-I{{folder}}", f"--python_out={{folder}}", name]) == 0
+from {module.__name__} import {message} as Ours
+spec = importlib.util.spec_from_file_location("theirs_pb2", f"{{folder}}/{{name.removesuffix('.proto')}}_pb2.py")
+theirs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(theirs)
+assert theirs.{message} is not Ours
+print(theirs.{message}.FromString(Ours(symbol="AAPL").SerializeToString()).symbol)
+"""
+    for folder, name in names.items():
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / folder), name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout == "AAPL\n"

@@ -8,18 +8,9 @@
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import descriptor_pool as _descriptor_pool
-from google.protobuf import runtime_version as _runtime_version
+from dry_work.proto.pool import POOL
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-_runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    7,
-    35,
-    1,
-    '',
-    'dry_work/proto/stream/v0/stream.proto'
-)
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
@@ -28,7 +19,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%dry_work/proto/stream/v0/stream.proto\x12\tstream.v0\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x03\x42\x61r\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x0c\n\x04open\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\x12\x0b\n\x03low\x18\x04 \x01(\x01\x12\r\n\x05\x63lose\x18\x05 \x01(\x01\x12\x0e\n\x06volume\x18\x06 \x01(\x04\x12-\n\ttimestamp\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btrade_count\x18\x08 \x01(\x04\x12\x0c\n\x04vwap\x18\t \x01(\x01\"\xd4\x01\n\x04News\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07symbols\x18\x02 \x03(\t\x12\x10\n\x08headline\x18\x03 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\t\x12\x0b\n\x03url\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1a\n\x18ListSubscriptionsRequest\"2\n\x19ListSubscriptionsResponse\x12\x15\n\rsubscriptions\x18\x01 \x03(\t\"*\n\x17\x41\x64\x64SubscriptionsRequest\x12\x0f\n\x07symbols\x18\x01 \x03(\t\"\x1a\n\x18\x41\x64\x64SubscriptionsResponse\"-\n\x1aRemoveSubscriptionsRequest\x12\x0f\n\x07symbols\x18\x01 \x03(\t\"\x1d\n\x1bRemoveSubscriptionsResponse2\xea\x04\n\rStreamService\x12\x61\n\x14ListBarSubscriptions\x12#.stream.v0.ListSubscriptionsRequest\x1a$.stream.v0.ListSubscriptionsResponse\x12^\n\x13\x41\x64\x64\x42\x61rSubscriptions\x12\".stream.v0.AddSubscriptionsRequest\x1a#.stream.v0.AddSubscriptionsResponse\x12g\n\x16RemoveBarSubscriptions\x12%.stream.v0.RemoveSubscriptionsRequest\x1a&.stream.v0.RemoveSubscriptionsResponse\x12\x62\n\x15ListNewsSubscriptions\x12#.stream.v0.ListSubscriptionsRequest\x1a$.stream.v0.ListSubscriptionsResponse\x12_\n\x14\x41\x64\x64NewsSubscriptions\x12\".stream.v0.AddSubscriptionsRequest\x1a#.stream.v0.AddSubscriptionsResponse\x12h\n\x17RemoveNewsSubscriptions\x12%.stream.v0.RemoveSubscriptionsRequest\x1a&.stream.v0.RemoveSubscriptionsResponseb\x06proto3')
+DESCRIPTOR = POOL.AddSerializedFile(b'\n%dry_work/proto/stream/v0/stream.proto\x12\tstream.v0\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x03\x42\x61r\x12\x0e\n\x06symbol\x18\x01 \x01(\t\x12\x0c\n\x04open\x18\x02 \x01(\x01\x12\x0c\n\x04high\x18\x03 \x01(\x01\x12\x0b\n\x03low\x18\x04 \x01(\x01\x12\r\n\x05\x63lose\x18\x05 \x01(\x01\x12\x0e\n\x06volume\x18\x06 \x01(\x04\x12-\n\ttimestamp\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btrade_count\x18\x08 \x01(\x04\x12\x0c\n\x04vwap\x18\t \x01(\x01\"\xd4\x01\n\x04News\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07symbols\x18\x02 \x03(\t\x12\x10\n\x08headline\x18\x03 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\t\x12\x0b\n\x03url\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1a\n\x18ListSubscriptionsRequest\"2\n\x19ListSubscriptionsResponse\x12\x15\n\rsubscriptions\x18\x01 \x03(\t\"*\n\x17\x41\x64\x64SubscriptionsRequest\x12\x0f\n\x07symbols\x18\x01 \x03(\t\"\x1a\n\x18\x41\x64\x64SubscriptionsResponse\"-\n\x1aRemoveSubscriptionsRequest\x12\x0f\n\x07symbols\x18\x01 \x03(\t\"\x1d\n\x1bRemoveSubscriptionsResponse2\xea\x04\n\rStreamService\x12\x61\n\x14ListBarSubscriptions\x12#.stream.v0.ListSubscriptionsRequest\x1a$.stream.v0.ListSubscriptionsResponse\x12^\n\x13\x41\x64\x64\x42\x61rSubscriptions\x12\".stream.v0.AddSubscriptionsRequest\x1a#.stream.v0.AddSubscriptionsResponse\x12g\n\x16RemoveBarSubscriptions\x12%.stream.v0.RemoveSubscriptionsRequest\x1a&.stream.v0.RemoveSubscriptionsResponse\x12\x62\n\x15ListNewsSubscriptions\x12#.stream.v0.ListSubscriptionsRequest\x1a$.stream.v0.ListSubscriptionsResponse\x12_\n\x14\x41\x64\x64NewsSubscriptions\x12\".stream.v0.AddSubscriptionsRequest\x1a#.stream.v0.AddSubscriptionsResponse\x12h\n\x17RemoveNewsSubscriptions\x12%.stream.v0.RemoveSubscriptionsRequest\x1a&.stream.v0.RemoveSubscriptionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
