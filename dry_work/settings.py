@@ -36,6 +36,10 @@ POD_STATE_DIR = Path("/var/lib/trading-agent")
 DEFAULT_STATE_DIR = Path(".dry-work")
 DEFAULT_SYMBOLS = Path("symbols.txt")
 
+FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")  # ways of market data
+DEFAULT_WEBSOCKET_URL = "ws://127.0.0.1:8099"
+DEFAULT_GRPC_ENDPOINT = "http://localhost:50052"
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _MASK = "***"
@@ -49,6 +53,23 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Credentials(key={_MASK!r}, secret={_MASK!r})"
+
+
+class FeedSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Which way market data comes from the hub, and where that is. Its `repr` never shows token and password."""
+
+    name: str = "pubsub"  # one of FEEDS
+    address: str = ""  # of the hub, or of the servers between; empty for Pub/Sub
+    token: str = ""  # the hub's
+    user: str = ""  # of the server between
+    password: str = ""
+    prefix: str = "nalpaca"  # of NATS subjects
+    stream: str = "nalpaca-data-stream-v0"  # of NATS
+    database: int = 0  # of Redis
+    tls: bool = False  # of Redis
+
+    def __repr__(self) -> str:
+        return f"FeedSettings({self.name!r}, {self.address!r})"
 
 
 class TimeFrame(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +105,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     state_dir_given: bool = False
     agent_id: str = ""  # empty: a random one
     take_over: bool = False
+    feed: FeedSettings = FeedSettings()
     project: str = ""
     market_topic: str = MARKET_TOPIC
     crypto_topic: str = CRYPTO_TOPIC
@@ -124,6 +146,18 @@ def parse_speed(text: str) -> float | None:
     if not 0 < speed < float("inf"):
         raise ConfigError(f"--speed {text!r}: expected a number above 0 (60: an hour in a minute) or max")
     return speed
+
+
+def parse_feed(text: str) -> str:
+    """Return a way of market data.
+
+    Raises:
+        ConfigError: when it is none.
+    """
+    name = text.strip().lower()
+    if name not in FEEDS:
+        raise ConfigError(f"--feed {text!r} (DRY_WORK_FEED): expected one of {', '.join(FEEDS)}")
+    return name
 
 
 def parse_cash(text: str) -> Decimal:
@@ -331,7 +365,7 @@ _BACKTEST_KEYS = (
     "commission", "end", "engine", "fees", "guard", "max_volume", "recorded", "slippage", "source", "start",
 )  # fmt: skip
 TOML_KEYS = {
-    "run": (*_SHARED_KEYS, "agent_id", "speed", "state_dir"),
+    "run": (*_SHARED_KEYS, "agent_id", "feed", "speed", "state_dir"),
     "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
     "risk": (*SETTING_NAMES, "off"),
 }

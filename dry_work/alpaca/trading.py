@@ -31,6 +31,7 @@ class TradingApi(VenueApi):
 
     Args:
         api_key, secret_key: credentials; never part of an error or of `repr`.
+        oauth_token: in their place.
         url: base URL, as `choose_url` returns it.
         timeout_s, priority, patience_s, limiter: see `VenueApi`.
     """
@@ -45,11 +46,13 @@ class TradingApi(VenueApi):
         priority: Priority | None = None,
         patience_s: float = PATIENCE_S,
         limiter: RateLimiter | None = None,
+        oauth_token: str = "",
     ) -> None:
+        keys = {"oauth_token": oauth_token} if oauth_token else {"api_key": api_key, "secret_key": secret_key}
         super().__init__(
-            TradingClient(api_key, secret_key, raw_data=True, url_override=url),
+            TradingClient(**keys, raw_data=True, url_override=url),
             url=url,
-            key=api_key,
+            key=oauth_token or api_key,
             timeout_s=timeout_s,
             priority=priority,
             patience_s=patience_s,

@@ -27,6 +27,7 @@ class VenueAccess(msgspec.Struct, frozen=True, kw_only=True):
     secret_key: str
     account_id: str = ""  # of a sub-account; empty: the key's own
     timeout_s: float = 10.0  # of every request
+    oauth_token: str = ""  # in place of key and secret
 
     def __repr__(self) -> str:
         kind = "Broker API" if self.account_id else "Trading API"
@@ -44,7 +45,24 @@ class VenueAccess(msgspec.Struct, frozen=True, kw_only=True):
         }  # fmt: skip
         if self.account_id:
             return BrokerTradingApi(self.api_key, self.secret_key, account_id=self.account_id, **options)
-        return TradingApi(self.api_key, self.secret_key, **options)
+        return TradingApi(self.api_key, self.secret_key, oauth_token=self.oauth_token, **options)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What authenticates a request of one's own to the Trading API."""
+        if self.oauth_token:
+            return {"Authorization": f"Bearer {self.oauth_token}"}
+        return {"APCA-API-KEY-ID": self.api_key, "APCA-API-SECRET-KEY": self.secret_key}
+
+    @property
+    def stream_credentials(self) -> dict[str, str]:
+        """What authenticates at the stream of trade updates.
+
+        https://docs.alpaca.markets/docs/using-oauth2-and-trading-api
+        """
+        if self.oauth_token:
+            return {"oauth_token": self.oauth_token}
+        return {"key_id": self.api_key, "secret_key": self.secret_key}
 
     def open_stream(self, **options: Any) -> EventStream:
         """Return the stream of trade events, not started; `options` as `EventStream` takes them."""
@@ -65,6 +83,7 @@ def open_venue(
     account_id: str | None = None,
     paper: bool = True,
     timeout_s: float = 10.0,
+    oauth_token: str = "",
 ) -> VenueAccess:
     """Return the way to an account; nothing is asked yet.
 
@@ -75,6 +94,7 @@ def open_venue(
         account_id: of a sub-account; empty or None: the key's own account.
         paper: trade on paper, or in the sandbox; False trades with real money.
         timeout_s: of every request.
+        oauth_token: in place of key and secret; for the key's own account alone.
 
     Raises:
         ConfigError: when the live API is named without `paper=False`.
@@ -92,6 +112,7 @@ def open_venue(
         secret_key=secret_key,
         account_id=account_id or "",
         timeout_s=timeout_s,
+        oauth_token=oauth_token,
     )
 
 

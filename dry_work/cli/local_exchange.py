@@ -43,8 +43,8 @@ def command(
 ) -> None:
     """Serve the simulated exchange with a Pub/Sub and a hub until SIGTERM. Its market begins with the first agent."""
     from dry_work.cli.signals import StopWaiter
+    from dry_work.embedded.links import PROJECT
     from dry_work.embedded.pubsub import EmbeddedPubSub
-    from dry_work.embedded.stack import PROJECT
     from dry_work.exchange.server import ExchangeServer
     from dry_work.feeds.recorded import read_bars
     from dry_work.hub.service import HubService

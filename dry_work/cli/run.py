@@ -16,6 +16,7 @@ from dry_work.cli.views import check_views, print_json, view_options, write_view
 from dry_work.errors import ConfigError
 
 _DEFAULT_WARMUP = 100
+_FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")
 
 
 @click.command("run")
@@ -32,6 +33,11 @@ _DEFAULT_WARMUP = 100
 @click.option("--speed", metavar="X|max", help="Data seconds a second for --local; max is lock-step. Default: max.")
 @click.option("--cash", metavar="AMOUNT", help="Cash of the local account. Default: 100000.")
 @feed_options
+@click.option(
+    "--feed",
+    metavar="|".join(_FEEDS),
+    help="Which way market data comes from the hub (DRY_WORK_FEED). Default: pubsub.",
+)
 @click.option(
     "--warmup",
     type=click.IntRange(0, 10_000),
@@ -54,7 +60,7 @@ _DEFAULT_WARMUP = 100
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view that a terminal gets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def command(as_json: bool, plain: bool, report: str | None, plot: str | None, **options: Any) -> int:
-    """Trade with a Backtrader strategy on Alpaca paper trading, with market data from Pub/Sub, or on the local stack.
+    """Trade with a Backtrader strategy on Alpaca paper trading, with market data from the hub, or on the local stack.
 
     \b
     Examples:
@@ -174,19 +180,24 @@ def build_settings(
     check_frames(timeframe, shared["resample"])
     if timeframe.length_ns % 60_000_000_000:
         raise ConfigError(f"--timeframe {timeframe.text}: expected whole minutes, since the data are minute bars")
+    feed = s.parse_feed(
+        str(options.get("feed") or s.read_variable(environment, "DRY_WORK_FEED") or toml.get("feed") or "pubsub")
+    )
     if local:
         return s.RunSettings(
             mode="local",
+            feed=s.FeedSettings(name=feed),
             data=data,
             speed=s.parse_speed(str(choices.get("speed", "max"))),
             cash=s.parse_cash(str(choices.get("cash", "100000"))),
             **shared,
         )
-    return _add_venue(shared, environment, live=live)
+    return _add_venue(shared, environment, live=live, feed=feed)
 
 
-def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: bool) -> Any:
+def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: bool, feed: str) -> Any:
     from dry_work import settings as s
+    from dry_work.feeds.addresses import read_feed_settings
 
     account_id = s.parse_account_id(s.read_variable(environment, "ALPACA_ACCOUNT_ID"))
     credentials = s.read_credentials(environment, hint=", or try --local, which needs no account")
@@ -197,14 +208,18 @@ def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: 
     # Beside a simulated exchange the history comes from it too, unless it is named.
     data_url = s.read_variable(environment, "ALPACA_DATA_URL") or (alpaca_url if simulated else default_data_url)
     project = s.read_variable(environment, "GOOGLE_CLOUD_PROJECT")
-    if not project:
-        raise ConfigError("no Google Cloud project: set GOOGLE_CLOUD_PROJECT, or try --local, which needs none")
+    if not project and feed == "pubsub":
+        raise ConfigError(
+            "no Google Cloud project: set GOOGLE_CLOUD_PROJECT, or try --local, which needs none; "
+            "--feed has ways without one"
+        )
     return s.RunSettings(
         mode="live" if live else "paper",
         credentials=credentials,
         alpaca_url=alpaca_url,
         account_id=account_id,
         data_url=s.parse_url(data_url, name="ALPACA_DATA_URL"),
+        feed=read_feed_settings(environment, feed),
         project=project,
         market_topic=s.read_variable(environment, "MARKET_DATA_TOPIC") or s.MARKET_TOPIC,
         crypto_topic=s.read_variable(environment, "CRYPTO_DATA_TOPIC") or s.CRYPTO_TOPIC,

@@ -31,9 +31,10 @@ from dry_work.engine.state import AgentState
 from dry_work.engine.strategy_state import StrategyKeeper
 from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.base import resampling
+from dry_work.feeds.choice import build_source
 from dry_work.feeds.pubsub import PubSubMarketDataFeed
 from dry_work.feeds.recorded import Recording
-from dry_work.feeds.router import PubSubMarketSource
+from dry_work.feeds.source import ReaderSettings
 from dry_work.market.messages import Slice
 from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.ports import MarketSource
@@ -158,18 +159,15 @@ class Runner:
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
             recorder = self._build_recorder(settings, state)
-            source = PubSubMarketSource(
-                project_id=settings.project,
-                symbols=settings.symbols,
-                agent_id=state.agent_id,
-                market_topic=settings.market_topic,
-                crypto_topic=settings.crypto_topic,
-                owner_nonce=state.nonce,
-                endpoint=settings.pubsub_endpoint,
-                take_over=settings.take_over,
+            source = build_source(
+                settings,
                 # In lock-step the market waits, so a slice is never released by time.
-                watermarks=True if lockstep else None,
-                grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S,
+                ReaderSettings(
+                    watermarks=True if lockstep else None, grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S
+                ),
+                agent_id=state.agent_id,
+                owner_nonce=state.nonce,
+                clock=self._clock,
                 recorder=recorder,
             )
             if recorder is not None:
@@ -217,7 +215,8 @@ class Runner:
             return settings, "", []
         import msgspec
 
-        from dry_work.embedded.stack import CREDENTIALS, PROJECT, LocalStack
+        from dry_work.embedded.links import PROJECT
+        from dry_work.embedded.stack import CREDENTIALS, LocalStack
         from dry_work.exchange.synthetic import synthetic_day
         from dry_work.feeds.recorded import read_bars
 
@@ -234,18 +233,21 @@ class Runner:
         notes = recording.describe_repairs()
         for note in notes:
             self._tell(f"data: {note}")
-        local = LocalStack(recording, speed=settings.speed, cash=settings.cash, on_failure=self._fail)
+        local = LocalStack(
+            recording, speed=settings.speed, cash=settings.cash, feed=settings.feed.name, on_failure=self._fail
+        )
         local.start()
         stack.callback(local.stop)
         self._tell(
-            f"stack: exchange {local.exchange.url}, Pub/Sub {local.pubsub.target}, hub; "
+            f"stack: exchange {local.exchange.url}, {local.link.describe()}; "
             + ("lock-step" if settings.speed is None else f"{settings.speed:g} data seconds a second")
         )
         local_settings = msgspec.structs.replace(
             settings,
             credentials=CREDENTIALS,
             project=PROJECT,
-            pubsub_endpoint=local.pubsub.target,
+            feed=local.link.feed,
+            pubsub_endpoint=local.link.pubsub_target,
             alpaca_url=local.exchange.url,
             data_url=local.exchange.url,
         )

@@ -152,10 +152,13 @@ class Bus:
         """Return the events of `topics` in `feed` after `offset`.
 
         `recovered` is False when the offset is of another epoch, ahead of this one, or older than the history; the
-        events are then what the history has of them, none for another epoch.
+        events are then what the history has of them. Of another epoch that is nothing, and everything of a feed of
+        order updates: their readers know by the ids what they have.
         """
         if epoch != self.epoch or not 0 <= offset <= self._offsets[feed]:
-            return Replay(recovered=False)
+            if feed not in ORDER_FEEDS:
+                return Replay(recovered=False)
+            return Replay(False, self.replay(feed, topics, epoch=self.epoch, offset=0).events)
         history = self._history[feed]
         wanted = set(topics)
         first = history[0].offset if history else self._offsets[feed] + 1

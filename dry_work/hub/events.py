@@ -18,6 +18,7 @@ ORDER_FEEDS = (PAPER_ORDERS, LIVE_ORDERS)
 FEEDS = (*DATA_FEEDS, *ORDER_FEEDS)
 
 ORDERS = "orders"  # the channel of order updates; those of market data are named as in Alpaca's subscriptions
+WATERMARKS = "watermarks"  # the exchange's word that a slice is complete; for those who ask, without a symbol
 UNKNOWN = "unknown"  # items of types that are not known; those who hold anything of the feed may want them
 ALL = "*"  # every symbol
 

@@ -19,6 +19,11 @@ from dry_work.errors import CodecError
 from dry_work.wire.pubsub import parse_time
 
 REMEMBERED = 20_000  # events and orders, against those that come twice
+ORDER_EVENTS = frozenset((
+    "new", "fill", "partial_fill", "canceled", "expired", "done_for_day", "replaced", "rejected", "pending_new",
+    "stopped", "pending_cancel", "pending_replace", "calculated", "suspended", "order_replace_rejected",
+    "order_cancel_rejected", "accepted", "held", "restated", "trade_bust", "trade_correct",
+))  # fmt: skip
 MADE = "dw-"  # begins the ids of events that the venue has given none
 
 Data = Mapping[str, Any]
@@ -73,12 +78,22 @@ class OrderLedger:
     @property
     def is_new(self) -> bool:
         """Tell whether nothing is known of the account: then there is nothing that could be missed."""
-        return not (self._orders or self._ids or self.last_id)
+        return not (self._orders or self._ids or self.last_id or self.last_ns)
 
     @property
     def open_ids(self) -> frozenset[str]:
         """Ids of the orders that can still change, by what was told."""
         return frozenset(order_id for order_id, (status, _) in self._orders.items() if status not in _FINAL)
+
+    @property
+    def has_told(self) -> bool:
+        """Tell whether anything was told of the account so far."""
+        return bool(self._ids)
+
+    @property
+    def venue_ids(self) -> list[str]:
+        """The venue's ids of the last events, in the order in which they were told."""
+        return [event_id for event_id in self._ids if not event_id.startswith(MADE)]
 
     @property
     def memory(self) -> OrderMemory:
@@ -118,6 +133,10 @@ class OrderLedger:
         """Take orders as they are, without telling of them: where a new account stands."""
         for order in orders:
             self._note(order)
+
+    def forget(self, order_id: str) -> None:
+        """Let go of an order that the venue does not know any more."""
+        self._orders.pop(order_id, None)
 
     def compare(self, orders: Iterable[Data], executions: Iterable[Data]) -> list[OrderEvent]:
         """Return what must have happened to `orders` since they were told of, in the order in which it happened.

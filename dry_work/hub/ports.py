@@ -25,6 +25,10 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int = 0
     waiting: int = 0
     error: str = ""  # why it is not ready, or the last failure
+    delivered_types: dict[str, int] = {}  # of those delivered, by type of message; what is missing is of no known type
+    dropped_types: dict[str, int] = {}
+    results: dict[tuple[str, str], int] = {}  # of what clients asked for, by action and outcome
+    failures: dict[str, int] = {}  # by kind
 
 
 class Sink(Protocol):
@@ -46,26 +50,74 @@ class Sink(Protocol):
         """Return the interface as it is now."""
 
 
+class HealthPart(Protocol):
+    """What tells others how the hub is: the first part to start and the last to stop."""
+
+    async def start(self) -> None:
+        """Open its ports.
+
+        Raises:
+            ConfigError: one of them cannot be opened.
+        """
+
+    def note_started(self) -> None:
+        """Every interface is open: from now on the hub may be ready."""
+
+    def is_ready(self) -> bool:
+        """Tell whether every feed that is required, and every server that the hub depends on, is up."""
+
+    async def stop(self) -> None:
+        """Close the ports. May be called twice."""
+
+
 @runtime_checkable
 class StateTaker(Protocol):
-    """An interface that tells its clients how the upstreams of order updates stand."""
+    """An interface that tells its clients how the upstreams stand."""
 
     def note_state(self, feed: str, state: str) -> None:
         """The connection of `feed` is in another state."""
 
 
+@runtime_checkable
+class ActionTaker(Protocol):
+    """An interface that carries out what its clients ask for, such as orders."""
+
+    async def finish_actions(self, timeout_s: float) -> bool:
+        """Take nothing more in, and bring what is under way to its end, at most `timeout_s` seconds long.
+
+        Returns whether anything was under way. Called before `stop`, while the upstreams still tell what becomes of it.
+        """
+
+
 class OrderAccount(Protocol):
-    """An account whose orders go through the hub. Its methods run in a thread of their own and return when done."""
+    """An account whose orders go through the hub. Its requests are made on threads; a call returns when one is done."""
 
     environment: str  # paper or live
     account_id: str  # Alpaca's id, empty until it is known
     account_number: str
 
-    async def call(self, method: str, path: str, data: Mapping[str, Any] | None = None) -> Any:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        lane: str = "",
+        timeout_s: float | None = None,
+    ) -> Any:
         """Send one request of Alpaca's trading API and return the decoded answer; `path` is without its version.
 
+        Args:
+            method: see `dry_work.alpaca.venue_api.VenueApi.call`.
+            path: see there.
+            data: see there.
+            lane: requests of one lane are made one after another, in the order of the calls. Empty: those that change
+                something share one, and those that only ask are in none.
+            timeout_s: of the request, from its begin; None: as the account has it.
+
         Raises:
-            BrokerError: as `dry_work.alpaca.trading.TradingApi.call`.
+            BrokerError: as there; OutcomeUnknownError when the time is over, BrokerUnavailableError when the request
+                could not begin in time.
         """
 
 
@@ -90,3 +142,6 @@ class HubPort(Protocol):
 
     def account(self, environment: str) -> OrderAccount | None:
         """Return the account of `paper` or `live`; None when the hub has no credentials for it."""
+
+    def is_ready(self) -> bool:
+        """Tell whether every feed that is required, and every server that the hub depends on, is up."""

@@ -7,7 +7,7 @@ dropped. Always: offered = taken + conflated + dropped + waiting.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 
@@ -65,6 +65,7 @@ class ClientQueue:
         self.taken = 0
         self.conflated = 0
         self.dropped = 0
+        self.dropped_kinds: Counter[tuple[str, str]] = Counter()  # of those dropped, by feed and channel
         self.is_closed = False  # by an overflow
 
     def __len__(self) -> int:
@@ -105,9 +106,17 @@ class ClientQueue:
         self.taken += len(found)
         return found
 
+    def count_waiting(self) -> Counter[tuple[str, str]]:
+        """Return how many events wait, by feed and channel."""
+        return Counter((event.feed, event.channel) for event in self._waiting)
+
+    def _drop(self, event: HubEvent) -> None:
+        self.dropped += 1
+        self.dropped_kinds[event.feed, event.channel] += 1
+
     def _overflow(self, event: HubEvent) -> None:
         if self.overflow is Overflow.CLOSE:
-            self.dropped += 1
+            self._drop(event)
             if not self.is_closed:
                 self.is_closed = True
                 self._on_ready()
@@ -115,8 +124,7 @@ class ClientQueue:
             if self.overflow is Overflow.CONFLATE:
                 self._make_room()
             if len(self._waiting) >= self.capacity:
-                self._waiting.popleft()
-                self.dropped += 1
+                self._drop(self._waiting.popleft())
             self._waiting.append(event)
         if self._on_loss is not None:
             self._on_loss()
@@ -135,6 +143,5 @@ class ClientQueue:
         self.conflated += len(self._waiting) - len(kept)
         excess = len(kept) - (self.capacity - max(1, self.capacity // 8))
         for _ in range(excess):
-            kept.popleft()
-            self.dropped += 1
+            self._drop(kept.popleft())
         self._waiting = kept

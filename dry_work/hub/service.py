@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -20,27 +21,39 @@ import structlog
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError, HubError
 from dry_work.hub.accounts import AccountSettings, HubAccount
-from dry_work.hub.bus import Bus
-from dry_work.hub.core import bar_topics, build_feeds
-from dry_work.hub.events import ALL, DATA_FEEDS, ORDER_FEEDS, Topic
+from dry_work.hub.bus import DATA_HISTORY, ORDER_HISTORY, Bus
+from dry_work.hub.core import ConnectionState, bar_topics, build_feeds
+from dry_work.hub.events import ALL, DATA_FEEDS, NEWS, ORDER_FEEDS, WATERMARKS, Topic
 from dry_work.hub.interest import Interest
-from dry_work.hub.ports import OrderAccount, Sink, SinkStatus, StateTaker
+from dry_work.hub.ports import ActionTaker, HealthPart, OrderAccount, Sink, SinkStatus, StateTaker
 from dry_work.hub.settings import DEFAULT_FEED, parse_stream_url
 from dry_work.hub.sinks.pubsub import CAPACITY_MESSAGES, PubSubSink, TopicStatus
+from dry_work.hub.sinks.pubsub_events import EventPump, build_news_pump, build_order_pump
 from dry_work.hub.targets import FeedTarget
 from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
-from dry_work.hub.upstreams.trade_updates import TradeUpdatesConnection
+from dry_work.hub.upstreams.order_sources import build_order_connection
 from dry_work.market.symbols import ALLOWED, is_symbol, parse_symbol
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC
 from dry_work.wire.alpaca_stream import StreamCodec
 
 CONFIGURED = "configured"  # the client that holds the symbols given at construction
+STOP_SHARE = 0.9  # of the time to stop: for the interfaces; the rest is for Pub/Sub
+ACTIONS_SHARE = 0.5  # of it: for orders under way
+SETTLE_S = 0.25  # for the updates of orders that were
 
 _log = structlog.get_logger(__name__)
 
 
 SinkFactory = Callable[["HubService"], Sink]
+Job = Callable[["HubService"], Coroutine[Any, Any, None]]
+
+
+class FeedSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is particular to the upstream of one feed."""
+
+    url: str = ""  # base of its WebSocket; empty: as the others'
+    timing: UpstreamTiming | None = None  # None: as the others'
 
 
 class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,18 +100,25 @@ class HubService:
         pubsub_endpoint: host:port of an emulator; None: `PUBSUB_EMULATOR_HOST` when set, otherwise Google.
         market_topic: topic of stocks.
         crypto_topic: topic of crypto pairs.
+        news_topic: topic of news; empty: no news there.
+        news_symbols: whose news go there; none: all.
+        orders_topic: topic of the accounts' order updates; empty: none of them there.
         stock_feed: iex, sip, delayed_sip, otc or test.
         option_feed: indicative or opra.
         codec: how messages of the upstream are written; options are always MessagePack.
         accounts: accounts whose order updates are told, one for paper and one for live at most.
         state_dir: keeps over a restart what was told of orders; None: nothing is kept.
         sinks: further interfaces, each made with this hub.
+        jobs: what else goes on in the hub's event loop while it runs; a job that ends by an error ends the hub.
         rng: jitter and the epoch.
         clock: receive stamps and the epoch; its monotonic time measures silence and health.
         epoch: goes with every message; None: one of its own, from `clock` and `rng`.
         timing: times of the upstream connections.
+        feeds: what differs for some of them, by feed (stocks, options, crypto, news).
+        data_history, order_history: events of a feed that a client can go back.
         batch: publish the bars that came together in one message, in the batch form.
         capacity: bars and watermarks of one topic that may wait for Pub/Sub before upstream is held back.
+        health: tells others how the hub is; it is the first part to start and the last to stop.
         on_feed: called from the hub's thread after every change of a feed's state; it returns quickly.
         on_failure: called once when a thread of the hub dies.
     """
@@ -114,18 +134,26 @@ class HubService:
         pubsub_endpoint: str | None = None,
         market_topic: str = MARKET_TOPIC,
         crypto_topic: str = CRYPTO_TOPIC,
+        news_topic: str = "",
+        news_symbols: Sequence[str] = (),
+        orders_topic: str = "",
         stock_feed: str = DEFAULT_FEED,
         option_feed: str = "indicative",
         codec: StreamCodec = StreamCodec.JSON,
         accounts: Sequence[AccountSettings] = (),
         state_dir: Path | None = None,
         sinks: Sequence[SinkFactory] = (),
+        jobs: Sequence[Job] = (),
         rng: random.Random | None = None,
         clock: Clock | None = None,
         epoch: str | None = None,
         timing: UpstreamTiming | None = None,
+        feeds: Mapping[str, FeedSettings] | None = None,
+        data_history: int = DATA_HISTORY,
+        order_history: int = ORDER_HISTORY,
         batch: bool = False,
         capacity: int = CAPACITY_MESSAGES,
+        health: Callable[[HubService], HealthPart] | None = None,
         on_feed: Callable[[FeedStatus], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -133,7 +161,7 @@ class HubService:
         self.rng = random.Random() if rng is None else rng
         self.clock = SystemClock() if clock is None else clock
         self.epoch = epoch or f"{self.clock.time_ns():x}-{self.rng.getrandbits(32):08x}"
-        self.bus = Bus(self.epoch)
+        self.bus = Bus(self.epoch, data_history=data_history, order_history=order_history)
         self._on_failure = on_failure
         self._lock = threading.Lock()  # guards the interest, the thread and whether a failure was reported
         self._interest: Interest[Topic] = Interest()
@@ -144,14 +172,15 @@ class HubService:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._stop_timeout_s = 5.0
-        feeds = build_feeds(
+        particular = feeds or {}
+        served = build_feeds(
             stock_feed=stock_feed, market_topic=market_topic, crypto_topic=crypto_topic, option_feed=option_feed
         )
         self._topics: PubSubSink | None = None
         if project is not None:
             self._topics = PubSubSink(
                 project=project,
-                topics=[feed.topic for feed in feeds if feed.topic],
+                topics=[*(feed.topic for feed in served if feed.topic), *filter(None, (news_topic, orders_topic))],
                 endpoint=pubsub_endpoint,
                 epoch=self.epoch,
                 rng=self.rng,
@@ -161,25 +190,26 @@ class HubService:
                 on_room=self._announce_room,
                 on_failure=self._fail,
             )
-        self._targets = {feed.feed: FeedTarget(feed, self.bus, self._topics) for feed in feeds}
+        is_alone = not sinks
+        self._targets = {feed.feed: FeedTarget(feed, self.bus, self._topics, is_alone=is_alone) for feed in served}
         self._connections = {
             feed.feed: AlpacaDataConnection(
                 feed=feed.name,
-                url=url + feed.path,
+                url=(particular.get(feed.feed, FeedSettings()).url or url) + feed.path,
                 key=key,
                 secret=secret,
                 target=self._targets[feed.feed],
                 clock=self.clock,
                 rng=random.Random(self.rng.getrandbits(64)),
                 codec=StreamCodec.MSGPACK if feed.needs_msgpack else codec,
-                timing=timing,
-                on_change=on_feed,
+                timing=particular.get(feed.feed, FeedSettings()).timing or timing,
+                on_change=self._note_feed,
             )
-            for feed in feeds
+            for feed in served
         }
         self._accounts = {settings.environment: HubAccount(settings) for settings in accounts}
         self._order_connections = {
-            account.feed: TradeUpdatesConnection(
+            account.feed: build_order_connection(
                 account,
                 self.bus,
                 clock=self.clock,
@@ -191,7 +221,10 @@ class HubService:
             for account in self._accounts.values()
         }
         self._on_feed = on_feed
+        self._pumps = self._build_pumps(news_topic, news_symbols, orders_topic)
         self._sinks = [build(self) for build in sinks]
+        self._health = None if health is None else health(self)
+        self._jobs = tuple(jobs)
         self._refusal: ConfigError | None = None  # of an interface that cannot be opened
         if symbols:
             self.acquire(CONFIGURED, symbols)
@@ -228,22 +261,43 @@ class HubService:
             self.stop(0.0)
             raise self._refusal
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Close the connections, deliver what was taken, at most `timeout_s` seconds long. May be called twice."""
+    @property
+    def is_stopping(self) -> bool:
+        """Tell whether `stop` was called: the hub is on its way out."""
+        return self._stopped.is_set()
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """Finish orders under way, close the connections and deliver what was taken. May be called twice.
+
+        Args:
+            timeout_s: seconds that it may take.
+
+        Returns:
+            Whether everything was done in that time.
+        """
         with self._lock:
             thread, first = self._thread, not self._stopped.is_set()
             self._stopped.set()
             self._stop_timeout_s = timeout_s
         if not first:
-            return
+            return True
         end_s = self.clock.monotonic() + timeout_s
         self._call_soon(self._stopping.set)
+        is_done = True
         if thread is not None and thread.ident is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
+            is_done = not thread.is_alive()
         for account in self._accounts.values():
             account.close()
         if self._topics is not None:
-            self._topics.stop(max(0.0, end_s - self.clock.monotonic()))
+            is_done = self._topics.stop(max(0.0, end_s - self.clock.monotonic())) == 0 and is_done
+        return is_done
+
+    def is_ready(self) -> bool:
+        """Tell whether all that is needed is up; of a hub without a health part, every feed that is wanted."""
+        if self._health is not None:
+            return self._health.is_ready()
+        return all(feed.state is ConnectionState.CONNECTED for feed in self.status().feeds if feed.wanted)
 
     # --- what clients want; any thread
 
@@ -261,7 +315,8 @@ class HubService:
         Raises:
             ConfigError: for a topic that no upstream serves. Nothing is held then.
         """
-        wanted = [topic for topic in topics if topic[0] not in ORDER_FEEDS]
+        # Orders flow anyway, and watermarks come with whatever is held.
+        wanted = [topic for topic in topics if topic[0] not in ORDER_FEEDS and topic[1] != WATERMARKS]
         for feed, _, symbol in wanted:
             if feed not in DATA_FEEDS:
                 raise ConfigError(f"{feed!r} is not a feed of the hub: expected one of {', '.join(DATA_FEEDS)}")
@@ -295,9 +350,33 @@ class HubService:
             feeds=tuple(
                 connection.status() for connection in (*self._connections.values(), *self._order_connections.values())
             ),
-            topics=self._topics.status() if self._topics is not None else (),
+            topics=self._topics_status(),
             sinks=tuple(sink.status() for sink in self._sinks),
         )
+
+    def _topics_status(self) -> tuple[TopicStatus, ...]:
+        pumps = {pump.topic: pump for pump in self._pumps}
+        found = () if self._topics is None else self._topics.status()
+        return tuple(pumps[status.topic].add_to(status) if status.topic in pumps else status for status in found)
+
+    def _build_pumps(self, news_topic: str, news_symbols: Sequence[str], orders_topic: str) -> list[EventPump]:
+        if self._topics is None:
+            return []
+        pumps = []
+        if news_topic:
+            # Alpaca's news name a pair both ways, BTC/USD and BTCUSD.
+            names = dict.fromkeys(name for symbol in news_symbols for name in (symbol, symbol.replace("/", "")))
+            topics = [(NEWS, NEWS, name) for name in names or (ALL,)]
+            self.hold("pubsub-news", topics)
+            pumps.append(build_news_pump(self.bus, self._topics, news_topic, topics))
+        if orders_topic:
+            accounts = {account.feed: account for account in self._accounts.values()}
+            pumps.append(
+                build_order_pump(
+                    self.bus, self._topics, orders_topic, account_of=lambda feed: accounts[feed].account_id
+                )
+            )
+        return pumps
 
     # --- the hub's thread
 
@@ -317,16 +396,24 @@ class HubService:
             return
         self._pass_interest_on()
         try:
+            if self._health is not None:
+                await self._health.start()
             for sink in self._sinks:
                 await sink.start()
         except ConfigError as error:
             self._refusal = error
-            await self._stop_sinks()
+            await self._stop_sinks(0.0)
+            await self._stop_health()
             return
+        for pump in self._pumps:
+            pump.start()
+        if self._health is not None:
+            self._health.note_started()
         tasks = [
             asyncio.create_task(connection.run(), name=f"hub-{connection.status().feed}")
             for connection in (*self._connections.values(), *self._order_connections.values())
         ]
+        tasks += [asyncio.create_task(job(self), name="hub-job") for job in self._jobs]
         tasks.append(asyncio.create_task(self._wait_until_stopped(), name="hub-stop"))
         self._running.set()
         try:
@@ -334,15 +421,36 @@ class HubService:
             for task in done:
                 task.result()
         finally:
+            end_s = self._loop.time() + self._stop_timeout_s * STOP_SHARE
+            await self._finish_actions(self._stop_timeout_s * ACTIONS_SHARE)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._stop_sinks()
+            for pump in self._pumps:
+                pump.stop()
+            await self._stop_sinks(max(0.0, end_s - self._loop.time()))
+            await self._stop_health()
 
-    async def _stop_sinks(self) -> None:
+    async def _finish_actions(self, timeout_s: float) -> None:
+        """Let orders under way come to their end, while the upstreams still tell of them."""
+        takers = [sink for sink in self._sinks if isinstance(sink, ActionTaker)]
+        results = await asyncio.gather(*(sink.finish_actions(timeout_s) for sink in takers), return_exceptions=True)
+        self._note_failures(results)
+        if True in results:
+            await asyncio.sleep(min(SETTLE_S, timeout_s))  # the update of an order comes after the answer to it
+
+    async def _stop_sinks(self, timeout_s: float) -> None:
         """Let every interface deliver what it has, all at once, and close."""
-        stops = [sink.stop(self._stop_timeout_s) for sink in self._sinks]
-        for result in await asyncio.gather(*stops, return_exceptions=True):
+        self._note_failures(
+            await asyncio.gather(*(sink.stop(timeout_s) for sink in self._sinks), return_exceptions=True)
+        )
+
+    async def _stop_health(self) -> None:
+        if self._health is not None:
+            self._note_failures(await asyncio.gather(self._health.stop(), return_exceptions=True))
+
+    def _note_failures(self, results: Iterable[object]) -> None:
+        for result in results:
             if isinstance(result, BaseException):
                 _log.error("an interface did not close in order", error=f"{type(result).__name__}: {result}")
 
@@ -376,6 +484,8 @@ class HubService:
     def _announce_room(self) -> None:
         for target in self._targets.values():
             self._call_soon(target.announce_room)
+        for pump in self._pumps:
+            self._call_soon(pump.run)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:

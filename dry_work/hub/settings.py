@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,25 +13,38 @@ import msgspec
 from dry_work.addresses import is_alpaca_url
 from dry_work.errors import ConfigError
 from dry_work.hub.core import STOCK_FEEDS, build_feeds, split_symbols
+from dry_work.hub.sinks.nats_settings import parse_duration, parse_flag
 from dry_work.market.symbols import parse_symbols, read_symbols
 from dry_work.settings import (
+    BROKER_LIVE_URL,
+    BROKER_SANDBOX_URL,
     CRYPTO_TOPIC,
+    DATA_URL,
     LIVE_URL,
     MARKET_TOPIC,
     PAPER_URL,
     Credentials,
-    parse_switch,
+    check_live,
+    choose_venue_urls,
+    parse_account_id,
+    parse_url,
     read_credentials,
     read_variable,
 )
 
 SINKS = ("pubsub", "nats", "redis", "websocket", "grpc")
-OFFERED_SINKS = ("pubsub", "nats", "websocket", "grpc")
 DEFAULT_SINKS = ("pubsub",)
 DEFAULT_STREAM_URL = "wss://stream.data.alpaca.markets"
+SANDBOX_STREAM_URL = "wss://stream.data.sandbox.alpaca.markets"  # of keys of the Broker API's sandbox
 DEFAULT_FEED = "iex"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_WEBSOCKET_PORT = 8099
+NEWS_TOPIC = "news-data"
+ORDERS_TOPIC = "order-updates"
+NEWS_POLL_S = 300.0
+SHUTDOWN_S = 30.0
+HTTP_TIMEOUT_S = 15.0
+OAUTH_KEY = "oauth"  # stands for the key where Alpaca's streams take a bearer token as the secret
 
 _TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}")
 _PROJECT = re.compile(r"[a-z0-9.:\-]+")
@@ -46,6 +59,8 @@ class AccountKeys(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     secret: str
     url: str  # base of its trading API
+    oauth_token: str = ""  # in place of key and secret
+    account_id: str = ""  # of the Broker API; empty: the key's own account
 
     def __repr__(self) -> str:
         return f"AccountKeys({self.environment!r}, {self.url!r})"
@@ -71,6 +86,14 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     websocket_port: int = DEFAULT_WEBSOCKET_PORT
     state_dir: Path | None = None  # keeps what was told of orders
+    news_topic: str = ""  # of Pub/Sub; empty: no news there
+    orders_topic: str = ""  # of Pub/Sub; empty: no order updates there
+    news_poll_s: float = NEWS_POLL_S  # how often news that the stream missed is asked for
+    data_url: str = DATA_URL  # base of the market-data REST API
+    http_timeout_s: float = HTTP_TIMEOUT_S  # of requests to the accounts
+    shutdown_timeout_s: float = SHUTDOWN_S
+    tls_cert: Path | None = None  # PEM; of every listener
+    tls_key: Path | None = None
 
     def masked(self) -> dict[str, Any]:
         """Return the settings by name, credentials masked."""
@@ -106,13 +129,11 @@ def build_settings(
         ConfigError: naming the variable, its value and what is allowed.
     """
     chosen = _parse_sinks(sinks or read_variable(environment, "HUB_SINKS"))
-    accounts = read_accounts(environment) if set(chosen) != {"pubsub"} else ()
-    try:
-        credentials = read_credentials(environment)
-    except ConfigError:
-        if not accounts:
-            raise
-        credentials = Credentials(key=accounts[0].key, secret=accounts[0].secret)  # any of them reads market data
+    tells_orders = _is_named(environment, "ENABLE_TRADE_UPDATER", "ORDER_UPDATES_TOPIC")
+    accounts = read_accounts(environment)
+    credentials = _choose_credentials(environment, accounts)
+    if set(chosen) == {"pubsub"} and not tells_orders:
+        accounts = ()
     project = project or read_variable(environment, "GOOGLE_CLOUD_PROJECT")
     if not project and "pubsub" in chosen:
         raise ConfigError("no Google Cloud project: give --project or set GOOGLE_CLOUD_PROJECT")
@@ -120,9 +141,10 @@ def build_settings(
         raise ConfigError(f"{project!r} is not a Google Cloud project id (--project, GOOGLE_CLOUD_PROJECT)")
     market = market_topic or read_variable(environment, "MARKET_DATA_TOPIC", "PUBSUB_TOPIC_NAME") or MARKET_TOPIC
     crypto = crypto_topic or read_variable(environment, "CRYPTO_DATA_TOPIC") or CRYPTO_TOPIC
-    stock_feed = feed or read_variable(environment, "ALPACA_FEED") or DEFAULT_FEED
+    stock_feed = feed or _read_feed(environment) or DEFAULT_FEED
     if stock_feed not in STOCK_FEEDS:
         raise ConfigError(f"{stock_feed!r} is not a stock feed (--feed, ALPACA_FEED): one of {', '.join(STOCK_FEEDS)}")
+    tells_news = _is_named(environment, "ENABLE_NEWS_STREAM", "NEWS_TOPIC_NAME")
     settings = HubSettings(
         key=credentials.key,
         secret=credentials.secret,
@@ -130,21 +152,30 @@ def build_settings(
         symbols=_parse_symbols(symbols or read_variable(environment, "HUB_SYMBOLS"), needed="pubsub" in chosen),
         project=project or None,
         stream_url=parse_stream_url(
-            stream_url or read_variable(environment, "ALPACA_STREAM_URL") or DEFAULT_STREAM_URL
+            stream_url or read_variable(environment, "ALPACA_STREAM_URL") or _choose_stream_url(accounts)
         ),
         feed=stock_feed,
         pubsub_endpoint=_parse_endpoint(pubsub_endpoint or read_variable(environment, "PUBSUB_EMULATOR_HOST")),
         market_topic=_check_topic(market, "MARKET_DATA_TOPIC"),
         crypto_topic=_check_topic(crypto, "CRYPTO_DATA_TOPIC"),
-        batch=parse_switch(read_variable(environment, "HUB_BATCH"), name="HUB_BATCH") if batch is None else batch,
+        batch=parse_flag(read_variable(environment, "HUB_BATCH"), name="HUB_BATCH") if batch is None else batch,
         accounts=accounts,
         environment=parse_account_environment(environment),
         bind_host=read_variable(environment, "HUB_BIND_HOST") or DEFAULT_HOST,
         token=read_variable(environment, "HUB_TOKEN"),
         websocket_port=_parse_port(environment, "PROXY_PORT", DEFAULT_WEBSOCKET_PORT),
-        state_dir=state_dir,
+        state_dir=state_dir or _read_path(environment, "HUB_STATE_DIR"),
+        news_topic=_read_topic(environment, "NEWS_TOPIC_NAME", NEWS_TOPIC) if tells_news else "",
+        orders_topic=_read_topic(environment, "ORDER_UPDATES_TOPIC", ORDERS_TOPIC) if tells_orders else "",
+        news_poll_s=_parse_poll(read_variable(environment, "NEWS_POLL_INTERVAL")),
+        data_url=parse_url(read_variable(environment, "ALPACA_DATA_URL") or DATA_URL, name="ALPACA_DATA_URL"),
+        http_timeout_s=_read_duration(environment, "HTTP_CLIENT_TIMEOUT", HTTP_TIMEOUT_S, least_s=0.001),
+        shutdown_timeout_s=_read_duration(environment, "SHUTDOWN_TIMEOUT", SHUTDOWN_S),
+        tls_cert=_read_path(environment, "HUB_TLS_CERT"),
+        tls_key=_read_path(environment, "HUB_TLS_KEY"),
     )
     build_feeds(stock_feed=stock_feed, market_topic=market, crypto_topic=crypto)
+    _check_topics(settings)
     split_symbols(settings.symbols)
     return settings
 
@@ -155,11 +186,20 @@ def read_accounts(environment: Mapping[str, str]) -> tuple[AccountKeys, ...]:
     Raises:
         ConfigError: half of a pair is set, or two pairs of one account differ. Values are not told.
     """
-    url = read_variable(environment, "ALPACA_URL").rstrip("/")
-    is_live_url = urlsplit(url).hostname == urlsplit(LIVE_URL).hostname
-    stands_for = {"PAPER": "paper", "LIVE": "live"}[parse_account_environment(environment).upper()]
+    url = _read_alpaca_url(environment)
+    account_id = parse_account_id(read_variable(environment, "ALPACA_ACCOUNT_ID"))
+    is_live_url = urlsplit(url).hostname in (urlsplit(LIVE_URL).hostname, urlsplit(BROKER_LIVE_URL).hostname)
+    check_live(Credentials(key="", secret=""), url, live=is_live_url, account_id=account_id)
+    stands_for = parse_account_environment(environment)
+
+    def choose_base(account: str) -> str:
+        # An address that is not Alpaca's, such as the simulated exchange, is meant for every account.
+        own = choose_venue_urls(account_id, live=account == "live")[0]
+        return url if url and not is_alpaca_url(url) else own
+
+    named = "live" if is_live_url else "paper"
     pairs = (
-        ("live" if is_live_url else "paper", ("ALPACA_API_KEY",), ("ALPACA_SECRET_KEY", "ALPACA_API_SECRET")),
+        (named, ("ALPACA_API_KEY",), ("ALPACA_SECRET_KEY", "ALPACA_API_SECRET")),
         ("paper", ("PAPER_ALPACA_API_KEY_ID",), ("PAPER_ALPACA_API_SECRET_KEY",)),
         ("live", ("ALPACA_LIVE_API_KEY",), ("ALPACA_LIVE_SECRET_KEY",)),
         ("live", ("ALPACA_API_KEY_ID",), ("ALPACA_API_SECRET_KEY",)),
@@ -173,28 +213,140 @@ def read_accounts(environment: Mapping[str, str]) -> tuple[AccountKeys, ...]:
             raise ConfigError(f"{there} is set, but {missing} is not: set both")
         if not key:
             continue
-        # An address that is not Alpaca's, such as the simulated exchange, is meant for every account.
-        own = PAPER_URL if account == "paper" else LIVE_URL
-        base = url if url and not is_alpaca_url(url) else own
-        keys_found = AccountKeys(environment=account, key=key, secret=secret, url=base)
+        keys_found = AccountKeys(
+            environment=account, key=key, secret=secret, url=choose_base(account), account_id=account_id
+        )
         name, before = found.setdefault(account, (keys[0], keys_found))
         if before != keys_found:
             raise ConfigError(
                 f"{name} and {keys[0]} are both set for the {account} account and differ: set one of them"
             )
-    return tuple(keys_found for _, keys_found in found.values())
+    accounts = {account: keys_found for account, (_, keys_found) in found.items()}
+    if token := read_variable(environment, "ALPACA_OAUTH"):
+        # As Alpaca's own clients have it, a token goes before the key pair of its account.
+        accounts = {
+            named: AccountKeys(
+                environment=named, key=OAUTH_KEY, secret=token, url=choose_base(named), oauth_token=token
+            ),
+            **{account: keys_found for account, keys_found in accounts.items() if account != named},
+        }
+        if account_id:
+            raise ConfigError(
+                "ALPACA_OAUTH and ALPACA_ACCOUNT_ID are both set, but the Broker API takes a key and its secret: "
+                "set one of them"
+            )
+    if account_id and len(accounts) > 1:
+        raise ConfigError(
+            "ALPACA_ACCOUNT_ID is set, which is an account in the sandbox or a live one, and there are credentials for "
+            "a paper and a live account: set those of one of them"
+        )
+    return tuple(accounts.values())
 
 
 def parse_account_environment(environment: Mapping[str, str]) -> str:
-    """Return which account CREAM_ENV selects: paper, unless it says live.
+    """Return which account CREAM_ENV selects: paper, unless it, or without it ALPACA_URL, says live.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: it says something else, or the two differ.
     """
-    text = read_variable(environment, "CREAM_ENV") or "PAPER"
-    if text.upper() not in ("PAPER", "LIVE"):
+    text = read_variable(environment, "CREAM_ENV")
+    if text and text.upper() not in ("PAPER", "LIVE"):
         raise ConfigError(f"CREAM_ENV={text!r}: expected PAPER or LIVE")
-    return text.lower()
+    host = urlsplit(_read_alpaca_url(environment)).hostname
+    by_url = {
+        urlsplit(PAPER_URL).hostname: "paper",
+        urlsplit(BROKER_SANDBOX_URL).hostname: "paper",
+        urlsplit(LIVE_URL).hostname: "live",
+        urlsplit(BROKER_LIVE_URL).hostname: "live",
+    }.get(host, "")
+    if text and by_url and text.lower() != by_url:
+        raise ConfigError(
+            f"CREAM_ENV and ALPACA_URL are both set and differ: CREAM_ENV={text!r}, and ALPACA_URL is Alpaca's address "
+            f"of the {by_url} account"
+        )
+    return text.lower() or by_url or "paper"
+
+
+def _read_alpaca_url(environment: Mapping[str, str]) -> str:
+    text = read_variable(environment, "ALPACA_URL")
+    return parse_url(text, name="ALPACA_URL") if text else ""
+
+
+def _choose_credentials(environment: Mapping[str, str], accounts: Sequence[AccountKeys]) -> Credentials:
+    """Return what market data is read with.
+
+    Raises:
+        ConfigError: there is nothing.
+    """
+    try:
+        return read_credentials(environment)
+    except ConfigError:
+        if not accounts:
+            raise
+        return Credentials(key=accounts[0].key, secret=accounts[0].secret)  # any of them reads market data
+
+
+def _choose_stream_url(accounts: Sequence[AccountKeys]) -> str:
+    """Return where market data comes from: keys of the Broker API's sandbox have a host of their own."""
+    is_sandbox = any(keys.account_id and keys.environment == "paper" for keys in accounts)
+    return SANDBOX_STREAM_URL if is_sandbox else DEFAULT_STREAM_URL
+
+
+def _read_feed(environment: Mapping[str, str]) -> str:
+    """Return the stock feed that the variables name, which have to agree."""
+    names = ("ALPACA_FEED", "STOCK_STREAM_FEED_TYPE", "STOCK_STREAM_FEED")
+    feed = read_variable({name: environment.get(name, "").lower() for name in names}, *names)
+    if feed and feed not in STOCK_FEEDS and not read_variable(environment, "ALPACA_FEED"):
+        raise ConfigError(f"STOCK_STREAM_FEED_TYPE={feed!r}: expected one of {', '.join(STOCK_FEEDS)}")
+    return feed
+
+
+def _is_named(environment: Mapping[str, str], switch: str, topic: str) -> bool:
+    """Tell whether Pub/Sub gets a part: because of its switch, or because its topic is named."""
+    is_on = parse_flag(read_variable(environment, switch), name=switch)
+    return is_on or bool(read_variable(environment, topic))
+
+
+def _read_topic(environment: Mapping[str, str], variable: str, default: str) -> str:
+    return _check_topic(read_variable(environment, variable) or default, variable)
+
+
+def _check_topics(settings: HubSettings) -> None:
+    """Refuse one topic for two things: their readers expect one kind of message."""
+    named = {
+        "MARKET_DATA_TOPIC": settings.market_topic,
+        "CRYPTO_DATA_TOPIC": settings.crypto_topic,
+        "NEWS_TOPIC_NAME": settings.news_topic,
+        "ORDER_UPDATES_TOPIC": settings.orders_topic,
+    }
+    seen: dict[str, str] = {}
+    for variable, topic in named.items():
+        if topic and topic in seen:
+            raise ConfigError(f"{seen[topic]} and {variable} are both {topic!r}: each needs a topic of its own")
+        seen[topic] = variable
+
+
+def _parse_poll(text: str) -> float:
+    if not text:
+        return NEWS_POLL_S
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or float(text) > 86_400:
+        raise ConfigError(f"NEWS_POLL_INTERVAL={text!r}: expected seconds from 0 (never) to 86400")
+    return float(text)
+
+
+def _read_duration(environment: Mapping[str, str], name: str, default_s: float, *, least_s: float = 0.0) -> float:
+    text = read_variable(environment, name)
+    if not text:
+        return default_s
+    seconds = parse_duration(text, name=name)
+    if seconds < least_s:
+        raise ConfigError(f"{name}={text!r}: expected at least {least_s:g}s")
+    return seconds
+
+
+def _read_path(environment: Mapping[str, str], name: str) -> Path | None:
+    text = read_variable(environment, name)
+    return Path(text) if text else None
 
 
 def _parse_port(environment: Mapping[str, str], name: str, default: int) -> int:
@@ -229,12 +381,7 @@ def _parse_sinks(text: str) -> tuple[str, ...]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()] or list(DEFAULT_SINKS)
     for name in names:
         if name not in SINKS:
-            raise ConfigError(f"{name!r} is not a sink (--sinks, HUB_SINKS): offered now is {', '.join(OFFERED_SINKS)}")
-        if name not in OFFERED_SINKS:
-            raise ConfigError(
-                f"the sink {name!r} is not part of this version (--sinks, HUB_SINKS): "
-                f"offered now is {', '.join(OFFERED_SINKS)}"
-            )
+            raise ConfigError(f"{name!r} is not a sink (--sinks, HUB_SINKS): expected some of {', '.join(SINKS)}")
     return tuple(dict.fromkeys(names))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dry_work.hub.bus import Bus
 from dry_work.hub.core import Feed, SliceCollector
-from dry_work.hub.events import CHANNELS, UNKNOWN
+from dry_work.hub.events import CHANNELS, UNKNOWN, WATERMARKS
 from dry_work.hub.sinks.pubsub import PubSubSink
 from dry_work.hub.upstreams.alpaca_data import Item
 from dry_work.market.messages import Bar, Watermark
@@ -17,25 +17,33 @@ from dry_work.wire.alpaca_stream import StreamWatermark
 WATERMARK_WAIT_S = 0.02
 WATERMARK_WAIT_MESSAGES = 1_000
 
+_CHANNELS = {**CHANNELS, "w": WATERMARKS}
+
 
 class FeedTarget:
     """Takes the market data of one feed.
 
     Args:
-        topics: takes the bars, when the feed has a topic; when it has no room, the upstream is not read.
+        topics: takes the bars, when the feed has a topic.
+        is_alone: nobody but Pub/Sub reads this hub. When its topic has no room, the upstream is then not read; it is
+            not read either while watermarks come, for those who wait for them. Otherwise the topic's oldest bars are
+            given up: what Pub/Sub does not take is no reason for others to wait.
     """
 
-    def __init__(self, feed: Feed, bus: Bus, topics: PubSubSink | None = None) -> None:
+    def __init__(self, feed: Feed, bus: Bus, topics: PubSubSink | None = None, *, is_alone: bool = True) -> None:
         self._feed = feed.feed
         self._bus = bus
         self._topic = feed.topic
         self._sink = topics if feed.topic else None
+        self._is_alone = is_alone
+        self._holds_back = is_alone
         self.reads_bars = self._sink is not None
         self._collector = SliceCollector()
         self._timer: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
 
     def begin_session(self, *, takes_watermarks: bool) -> None:
+        self._holds_back = self._is_alone or takes_watermarks
         self._collector.begin_session(takes_watermarks=takes_watermarks)
 
     def take(self, items: Sequence[Item], messages: Sequence[Bar | StreamWatermark], *, recv_ns: int) -> None:
@@ -47,7 +55,7 @@ class FeedTarget:
                 symbol = names[0] if names else ""
             else:
                 names, symbol = (), str(item.get("S") or "")
-            publish(feed, CHANNELS.get(item["T"], UNKNOWN), symbol, item, ts_recv_ns=recv_ns, symbols=names)
+            publish(feed, _CHANNELS.get(item["T"], UNKNOWN), symbol, item, ts_recv_ns=recv_ns, symbols=names)
         if self._sink is None or not messages:
             return
         self._offer(self._collector.add(messages))
@@ -62,7 +70,7 @@ class FeedTarget:
         self._flush()
 
     def has_room(self) -> bool:
-        return self._sink is None or self._sink.has_room(self._topic)
+        return self._sink is None or not self._holds_back or self._sink.has_room(self._topic)
 
     async def wait_for_room(self) -> None:
         while not self.has_room():
@@ -80,7 +88,7 @@ class FeedTarget:
 
     def _offer(self, messages: Sequence[Bar | Watermark]) -> None:
         if messages and self._sink is not None:
-            self._sink.offer(self._topic, messages)
+            self._sink.offer(self._topic, messages, drops_oldest=not self._holds_back)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

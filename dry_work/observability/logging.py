@@ -1,14 +1,35 @@
-"""structlog for the command line: warnings and worse on stderr, one line each."""
+"""structlog for the command line: one line each, on stderr unless it is said otherwise.
+
+A command for people shows warnings and worse, coloured on a terminal; a service writes JSON or logfmt, for machines.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import logging
 import os
 import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
+import msgspec
 import structlog
 
+from dry_work.errors import ConfigError
+
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40}
+CONSOLE, JSON, LOGFMT = "console", "json", "logfmt"
+STDERR, STDOUT = "stderr", "stdout"
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is logged, how, and where to."""
+
+    level: str = "warn"
+    form: str = CONSOLE  # json, logfmt
+    shows_source: bool = False  # file and line of the call
+    exporter: str = STDERR  # stdout
 
 
 def set_up_logging(level: str | None = None) -> None:
@@ -17,22 +38,97 @@ def set_up_logging(level: str | None = None) -> None:
     Raises:
         ConfigError: for a level that is none.
     """
-    from dry_work.errors import ConfigError
-
     name = (level or os.environ.get("LOG_LEVEL", "").strip() or "warn").lower()
-    if name not in LEVELS:
-        raise ConfigError(f"LOG_LEVEL={name!r}: expected one of {', '.join(LEVELS)}")
-    number = LEVELS[name]
-    logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(message)s")
+    apply_log_settings(LogSettings(level=name))
+
+
+def apply_log_settings(settings: LogSettings) -> None:
+    """Log from now on as the settings say, libraries' warnings too.
+
+    Raises:
+        ConfigError: for a level that is none.
+    """
+    if settings.level not in LEVELS:
+        raise ConfigError(f"LOG_LEVEL={settings.level!r}: expected one of {', '.join(LEVELS)}")
+    number = LEVELS[settings.level]
+    stream = sys.stdout if settings.exporter == STDOUT else sys.stderr
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
+    if settings.form == CONSOLE:
+        logging.basicConfig(level=max(number, logging.WARNING), stream=stream, format="%(levelname)s %(message)s")
+        renderer: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    else:
+        renderer = render_json if settings.form == JSON else render_logfmt
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_LineFormatter(renderer, shows_source=settings.shows_source))
+        logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
+    if settings.shows_source:
+        parameters = structlog.processors.CallsiteParameter
+        shared.append(structlog.processors.CallsiteParameterAdder({parameters.FILENAME, parameters.LINENO}))
+        shared.append(_join_source)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(number),
         processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
+            *shared,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            renderer,
         ],
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # stderr as it is when something is logged
+        # The stream as it is when something is logged.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stdout if settings.exporter == STDOUT else sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def render_json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+    """Return an event as one line of JSON: timestamp, level, event, then the rest."""
+    return json.dumps(_order(event), default=str, ensure_ascii=False)
+
+
+def render_logfmt(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+    """Return an event as one line of logfmt: timestamp, level, event, then the rest."""
+    return " ".join(f"{name}={_quote(value)}" for name, value in _order(event).items())
+
+
+def _order(event: Mapping[str, Any]) -> dict[str, Any]:
+    first = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    return {**first, **{name: value for name, value in event.items() if name not in first}}
+
+
+def _quote(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    if text and all(sign.isprintable() and sign not in ' "=\\' for sign in text):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _join_source(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event["source"] = f"{event.pop('filename')}:{event.pop('lineno')}"
+    return event
+
+
+class _LineFormatter(logging.Formatter):
+    """Writes what libraries log by the standard library in the form of our own lines."""
+
+    def __init__(self, renderer: Any, *, shows_source: bool) -> None:
+        super().__init__()
+        self._renderer = renderer
+        self._shows_source = shows_source
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat().replace("+00:00", "Z")
+        event: dict[str, Any] = {
+            "timestamp": stamp,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        if self._shows_source:
+            event["source"] = f"{record.filename}:{record.lineno}"
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        line: str = self._renderer(None, "", event)
+        return line

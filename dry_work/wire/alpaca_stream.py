@@ -25,6 +25,7 @@ from dry_work.market.symbols import is_crypto, is_symbol
 from dry_work.wire.pubsub import encode_time, parse_time
 
 FRAME_LIMIT_BYTES = 1_000_000  # clients close the connection above 1 MiB
+DEEPEST = 64  # levels of an item that cannot go on as it came
 _TIME_LIMIT_NS = 2**63
 
 STOCK_CHANNELS = ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds")
@@ -258,12 +259,44 @@ def parse_control_item(item: Mapping[str, Any]) -> StreamControl:
 
 
 def encode_item(item: Mapping[str, Any], codec: StreamCodec) -> bytes:
-    """Return one item's bytes, for `join_items`."""
+    """Return one item's bytes, for `join_items`. What the other encoding has and this one has not goes on as text."""
     if codec is StreamCodec.MSGPACK:
-        packed = msgpack.packb(item)
+        try:
+            packed = msgpack.packb(item)
+        except (ValueError, TypeError, OverflowError):
+            packed = msgpack.packb(make_plain(item))
         assert isinstance(packed, bytes)
         return packed
-    return orjson.dumps(item, default=_encode_json_value)
+    try:
+        return orjson.dumps(item, default=_encode_json_value)
+    except TypeError:
+        return orjson.dumps(make_plain(item))
+
+
+def make_plain(value: Any, depth: int = 0) -> Any:
+    """Return a value with nothing but what both encodings have; what is nested too deeply is cut off."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else float(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if depth >= DEEPEST:
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(make_plain(name, DEEPEST)): make_plain(part, depth + 1) for name, part in value.items()}
+    if isinstance(value, msgpack.ExtType):
+        return value.data.hex()
+    if isinstance(value, list | tuple):
+        return [make_plain(part, depth + 1) for part in value]
+    if isinstance(value, msgpack.Timestamp):
+        try:
+            return encode_time(value.to_unix_nano())
+        except (ValueError, OverflowError, OSError):  # no calendar goes so far
+            return f"{value.seconds}.{value.nanoseconds:09d}"
+    return str(value)
 
 
 def join_items(

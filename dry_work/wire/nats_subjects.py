@@ -49,6 +49,7 @@ class Subjects:
         self.data = f"{prefix}.data.v0.>"
         self.trade_updates = f"{prefix}.data.v0.tradeupdates.*"
         self.stocks = f"{prefix}.data.v0.stocks.*"
+        self.holds = f"{prefix}.feed.v0.holds"
         self._data = f"{prefix}.data.v0."
         self._action = f"{prefix}.action.v0."
 
@@ -67,6 +68,14 @@ class Subjects:
     def bar(self, symbol: str) -> str:
         """Return the subject of a symbol's bars."""
         return f"{self._data}stocks.{encode_token(symbol)}"
+
+    def item(self, feed: str, symbol: str) -> str:
+        """Return the subject of Alpaca's own items for readers who hold them; without a symbol, of watermarks."""
+        return f"{self._data}items.{feed}.{encode_token(symbol)}"
+
+    def items(self, feed: str) -> str:
+        """Return the subjects of all items of a feed."""
+        return f"{self._data}items.{feed}.*"
 
     def news(self, news_id: object) -> str:
         """Return the subject of an article."""

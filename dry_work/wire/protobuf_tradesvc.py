@@ -17,6 +17,7 @@ from dry_work.proto.tradesvc.v0 import tradesvc_pb2 as pb
 from dry_work.wire.alpaca_fields import parse_venue_symbol
 from dry_work.wire.protobuf_fields import encode_text, enum_number, set_time
 
+_NOT_IN_TOKEN = frozenset(".*> ")
 _DECIMAL = re.compile(r"\d{1,30}(\.\d{0,18})?|\.\d{1,18}", re.ASCII)
 _DEPTH = 3  # of legs in legs
 _AMOUNTS = ("qty", "notional", "limit_price", "stop_price", "trail_price", "trail_percent")
@@ -50,8 +51,12 @@ def check_client_order_id(token: str) -> None:
     """Check a client order id that came as the last token of a subject.
 
     Raises:
-        CodecError: it is too long.
+        CodecError: it is too long, or has what no token may have.
     """
+    if not token or not token.isprintable() or not _NOT_IN_TOKEN.isdisjoint(token):
+        raise CodecError(
+            f"the client order id {token[:40]!r} is no token: it may have no '.', '*', '>' and no white space"
+        )
     if len(token) > CLIENT_ORDER_ID_LIMIT:
         raise CodecError(
             f"the client order id has {len(token)} characters: at most {CLIENT_ORDER_ID_LIMIT} are allowed"

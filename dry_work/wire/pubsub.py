@@ -167,6 +167,15 @@ def encode_news(news: News, *, epoch: str = "", seq: int = 0) -> tuple[bytes, di
     return orjson.dumps(body), _build_attributes(kind="news", symbol=first, epoch=epoch, seq=seq)
 
 
+def encode_order_update(
+    frame: bytes, *, account: str, symbol: str, event: str, event_id: str, epoch: str = "", seq: int = 0
+) -> tuple[bytes, dict[str, str]]:
+    """Return payload and attributes of an order update; its payload is the frame of `trade_updates`, unchanged."""
+    attributes = _build_attributes(symbol=symbol, epoch=epoch, seq=seq)
+    facts = {"account": account, "event": event, "event_id": event_id}
+    return frame, {**attributes, **{name: value for name, value in facts.items() if value}}
+
+
 def parse_message(
     topic: str, data: bytes, attributes: Mapping[str, str], *, recv_ns: int, length_ns: int = MINUTE_NS
 ) -> Envelope:

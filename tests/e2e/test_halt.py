@@ -81,7 +81,7 @@ class Venue:
         self.env = {
             **KEYS,
             "ALPACA_URL": self.stack.exchange.url,
-            "PUBSUB_EMULATOR_HOST": self.stack.pubsub.target,
+            "PUBSUB_EMULATOR_HOST": self.stack.link.pubsub_target or "",
             "AGENT_ID": "eager",
         }
 

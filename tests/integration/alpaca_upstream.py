@@ -52,7 +52,9 @@ class Upstream:
         self.auth_error = 0  # code sent in answer to auth
         self.http_status = 0  # answer to the handshake in place of a WebSocket
         self.retry_after = ""
+        self.answer_delay_s = 0.0  # before every answer, the welcome included
         self.subscribe_error = 0  # code sent in place of each answer to subscribe
+        self.refuse: Callable[[Session, dict[str, Any]], int] = lambda session, message: 0  # code for a subscription
         self.sessions: list[Session] = []  # all there ever were
         self.open: list[Session] = []
         self.handshakes: list[float] = []
@@ -150,8 +152,9 @@ class Upstream:
                 session.authenticated = True
                 await self._say(session, alpaca_stream.encode_success_item("authenticated"))
             return
-        if self.subscribe_error:
-            await self._say(session, alpaca_stream.encode_error_item(self.subscribe_error))
+        error = self.subscribe_error or self.refuse(session, message)
+        if error:
+            await self._say(session, {"T": "error", "code": error, "msg": "refused"})
             return
         change = session.bars.update if message["action"] == "subscribe" else session.bars.difference_update
         change(message.get("bars", ()))
@@ -160,6 +163,8 @@ class Upstream:
 
     async def _say(self, session: Session, item: dict[str, Any]) -> None:
         (frame,) = alpaca_stream.join_items([alpaca_stream.encode_item(item, session.codec)], session.codec)
+        if self.answer_delay_s:
+            await asyncio.sleep(self.answer_delay_s)
         await session.socket.send(frame)
 
 

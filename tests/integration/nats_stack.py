@@ -22,6 +22,7 @@ from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.hub.access import Access
 from dry_work.hub.accounts import AccountSettings
+from dry_work.hub.ports import HealthPart
 from dry_work.hub.service import HubService
 from dry_work.hub.sinks.nats import NatsSink
 from dry_work.hub.sinks.nats_link import end_tasks
@@ -105,7 +106,13 @@ class Stack:
         return NatsSettings(**{**values, **changes})
 
     def start_hub(
-        self, name: str = "a", *, state_dir: Path | None = None, access: Access | None = None, **changes: Any
+        self,
+        name: str = "a",
+        *,
+        state_dir: Path | None = None,
+        access: Access | None = None,
+        health: Callable[[HubService], HealthPart] | None = None,
+        **changes: Any,
     ) -> NatsSink:
         settings = self.settings(**changes)
 
@@ -123,6 +130,7 @@ class Stack:
             sinks=[build],
             rng=random.Random(name),
             timing=QUICK,
+            health=health,
             on_failure=self.failures.append,
         )
         self.hubs[name] = hub
@@ -194,6 +202,7 @@ class Trader:
         self.js = client.jetstream()
         self.results: list[dict[str, Any]] = []
         self.updates: list[pb.TradeUpdate] = []
+        self.message_ids: list[str] = []  # of the updates
 
     @classmethod
     async def connect(cls, stack: Stack) -> Trader:
@@ -212,6 +221,7 @@ class Trader:
 
     async def _take_update(self, message: Any) -> None:
         self.updates.append(pb.TradeUpdate.FromString(message.data))
+        self.message_ids.append((message.headers or {}).get("Nats-Msg-Id", ""))
 
     async def order(self, name: str, data: bytes, *, once: bool = True) -> None:
         headers = {"Nats-Msg-Id": name} if once else None

@@ -259,6 +259,8 @@ def test_the_command_serves_until_sigterm_and_shows_no_secret(
         "PUBSUB_EMULATOR_HOST": f"127.0.0.1:{pubsub.port}",
         "HUB_SYMBOLS": ",".join(SYMBOLS),
         "LOG_LEVEL": "debug",
+        # Its usual ports may be somebody's now.
+        **dict.fromkeys(("STREAM_PROXY_HEALTH_PORT", "STREAM_PROXY_METRICS_PORT", "HEALTH_PORT"), "0"),
     }
     root = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen(

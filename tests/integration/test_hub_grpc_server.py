@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import socket
 import ssl
 import time
@@ -12,10 +11,6 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.protobuf import message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,10 +20,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 import dry_work
 from dry_work.errors import ConfigError
 from dry_work.hub.access import Access
-from dry_work.hub.sinks.grpc import Certificate
 from dry_work.hub.sinks.grpc_settings import GrpcSettings
 
 from .alpaca_upstream import wait_until
+from .certificates import make_certificate
 from .grpc_stack import (
     DEADLINE_S,
     OPTION,
@@ -248,26 +243,6 @@ def test_with_a_certificate_the_port_speaks_tls(stack: Stack) -> None:
         assert len(ask_status(stack, client).feeds) == 3
     with pytest.raises(grpc.RpcError):
         ask_status(stack, stack.client())
-
-
-def make_certificate() -> Certificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    today = dt.datetime.now(dt.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - dt.timedelta(days=1))
-        .not_valid_after(today + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return Certificate(chain=built.public_bytes(pem), key=private)
 
 
 def test_tls_without_the_files_for_it_is_a_start_error(stack: Stack) -> None:

@@ -292,6 +292,36 @@ def test_what_happened_while_the_hub_was_down_is_told_by_the_next_one(stack: Sta
     wait_until(lambda: sorted(stack.told()) == missed, "what was missed is told, and nothing else")
 
 
+def test_nothing_is_missed_on_an_account_that_had_no_order_before(stack: Stack, tmp_path: Path) -> None:
+    stack.start(state_dir=tmp_path)
+    wait_until(lambda: any(tmp_path.glob("orders.paper.json")), "the hub knows where the account stands")
+    with stack.upstream_away():
+        stack.submit()
+    wait_until(lambda: ("new", "order-1") in stack.told(), "the first order of all is told")
+    assert len(stack.told()) == len(set(stack.told()))
+
+
+def test_nothing_is_missed_by_a_hub_that_was_stopped_before_there_was_any_order(stack: Stack, tmp_path: Path) -> None:
+    stack.start(state_dir=tmp_path)
+    wait_until(lambda: any(tmp_path.glob("orders.paper.json")), "the hub knows where the account stands")
+    assert stack.hub is not None
+    stack.hub.stop()
+    stack.submit()
+    stack.start(state_dir=tmp_path)
+    wait_until(lambda: ("new", "order-1") in stack.told(), "the first order of all is told")
+
+
+def test_what_ended_before_the_hub_knew_the_account_is_not_told(stack: Stack, tmp_path: Path) -> None:
+    stack.set_fault(on="http", kind="status", status=404, path="/v2/events", times=None)
+    stack.client.cancel_order_by_id(stack.submit().id)
+    stack.start(state_dir=tmp_path)
+    wait_until(lambda: any(tmp_path.glob("orders.paper.json")), "the hub knows where the account stands")
+    with stack.upstream_away():
+        stack.submit()
+    wait_until(lambda: ("new", "order-2") in stack.told(), "what was missed is found")
+    assert {name for _, name in stack.told()} == {"order-2"}
+
+
 def test_without_a_history_of_events_orders_are_compared(stack: Stack) -> None:
     stack.start()
     stack.set_fault(on="http", kind="status", status=404, path="/v2/events", times=None)

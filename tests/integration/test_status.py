@@ -19,7 +19,8 @@ from alpaca.trading.requests import LimitOrderRequest, MarketOrderRequest, Repla
 
 from dry_work.alpaca.trading import TradingApi
 from dry_work.broker.books_reader import read_books
-from dry_work.embedded.stack import PROJECT, LocalStack
+from dry_work.embedded.links import PROJECT
+from dry_work.embedded.stack import LocalStack
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from tests.e2e.processes import Program, wait_until
@@ -77,7 +78,7 @@ class Venue:
             "ALPACA_SECRET_KEY": "not-a-secret",
             "ALPACA_URL": self.url,
             "GOOGLE_CLOUD_PROJECT": PROJECT,
-            "PUBSUB_EMULATOR_HOST": self.stack.pubsub.target,
+            "PUBSUB_EMULATOR_HOST": self.stack.link.pubsub_target or "",
             "AGENT_ID": "trader",
         }
         self.programs: list[Program] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -101,6 +102,37 @@ async def test_symbols_are_listed_added_and_removed_over_grpc_and_upstream(stack
     assert await client.call("ListBarSubscriptions") == ["BRK.B", "BTC/USD"]
     assert await client.check_health() == health_pb2.HealthCheckResponse.SERVING
     assert {"stream.v0.StreamService", "grpc.health.v1.Health"} <= await client.list_services()
+    await client.close()
+
+
+async def test_what_was_added_and_removed_outlasts_a_restart_and_a_change_of_the_settings_holds(
+    stack: Stack, tmp_path: Path
+) -> None:
+    def configure(*symbols: str) -> NatsSink:
+        return start(stack, stocks=StreamSettings(is_enabled=True, symbols=symbols), state_dir=tmp_path)
+
+    client = Client(configure("SPY", "IBM"))
+    await client.call("AddBarSubscriptions", ["AAPL", "BTC/USD"])
+    await client.call("RemoveBarSubscriptions", ["IBM"])
+    await client.call("AddNewsSubscriptions", ["*"])
+    await client.close()
+    stack.hubs["a"].stop()
+    client = Client(configure("SPY", "IBM"))
+    assert await client.call("ListBarSubscriptions") == ["SPY", "AAPL", "BTC/USD"]
+    assert await client.call("ListNewsSubscriptions") == ["*"]
+    await until(lambda: held(stack, "bars", "/v2/iex") == {"SPY", "AAPL"}, "they are subscribed upstream")
+    await client.call("RemoveBarSubscriptions", ["AAPL"])
+    await client.close()
+    stack.hubs["a"].stop()
+    client = Client(configure("NVDA"))
+    assert await client.call("ListBarSubscriptions") == ["NVDA", "BTC/USD"]
+    await client.close()
+    stack.hubs["a"].stop()
+    for path in tmp_path.glob("*.symbols.json"):
+        path.write_text("no json" if "news" in path.name else '{"configured":["NVDA"],"symbols":["not a symbol"]}')
+    client = Client(configure("NVDA"))
+    assert await client.call("ListBarSubscriptions") == ["NVDA"]
+    assert await client.call("ListNewsSubscriptions") == []
     await client.close()
 
 

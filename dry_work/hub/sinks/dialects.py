@@ -1,7 +1,8 @@
 """What clients of the hub's WebSocket say and are told: Alpaca's two dialects. Pure.
 
 A dialect takes a client's message and answers what to send back and what the client wants now; it knows no socket. Own
-additions, for clients that ask for them with `?hub=1`: positions to come back to, and the state of the upstream.
+additions, for clients that ask for them with `?hub=1`: positions to come back to, the channel of watermarks, and the
+state of the upstream.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import msgspec
 import orjson
 
 from dry_work.errors import CodecError
-from dry_work.hub.events import ALL, CRYPTO, IMPLIED, NEWS, OPTIONS, ORDERS, STOCKS, HubEvent, Topic
+from dry_work.hub.core import ConnectionState
+from dry_work.hub.events import ALL, CRYPTO, IMPLIED, NEWS, OPTIONS, ORDERS, STOCKS, WATERMARKS, HubEvent, Topic
 from dry_work.market.symbols import is_crypto, is_option, is_symbol
 from dry_work.wire import alpaca_stream
 from dry_work.wire.alpaca_stream import CRYPTO_CHANNELS, STOCK_CHANNELS, StreamCodec
@@ -79,6 +81,14 @@ class Dialect(ABC):
     def encode(self, events: Iterable[HubEvent]) -> list[bytes]:
         """Return the frames that bring events to the client."""
 
+    def tell_position(self, added: Iterable[Topic], *, epoch: str, offset: int) -> tuple[bytes, ...]:
+        """Return what tells a client that has asked for watermarks where it begins; nothing otherwise."""
+        return ()
+
+    @abstractmethod
+    def tell_state(self, state: str) -> tuple[bytes, ...]:
+        """Return what tells a client that has asked for it how the upstream stands; nothing otherwise."""
+
     @abstractmethod
     def tell_slow(self) -> tuple[bytes, ...]:
         """Return what tells the client that it has lost something."""
@@ -107,7 +117,9 @@ class DataDialect(Dialect):
         self._codec = codec
         self._admits = admits
         self._tells_position = tells_position
-        self._channels: dict[str, dict[str, None]] = {channel: {} for channel in _CHANNELS[feed]}
+        self._tells_lost = False
+        offered = (*_CHANNELS[feed], WATERMARKS) if tells_position else _CHANNELS[feed]
+        self._channels: dict[str, dict[str, None]] = {channel: {} for channel in offered}
 
     def greet(self) -> tuple[bytes, ...]:
         if self.feed == OPTIONS and not self.binary:
@@ -211,6 +223,20 @@ class DataDialect(Dialect):
         """Return what tells a client that came back whether it has missed nothing, and where it stands."""
         return self._say({"T": "hub", "epoch": epoch, "offset": offset, "recovered": recovered})
 
+    def tell_position(self, added: Iterable[Topic], *, epoch: str, offset: int) -> tuple[bytes, ...]:
+        if not any(channel == WATERMARKS for _, channel, _ in added):
+            return ()
+        return self._say({"T": "hub", "epoch": epoch, "offset": offset})
+
+    def tell_state(self, state: str) -> tuple[bytes, ...]:
+        # What does not mean that data may be missing is not told: not the steps of a connection, not its first one.
+        is_loss = state in (ConnectionState.RECONNECTING, ConnectionState.ERROR)
+        is_back = self._tells_lost and state == ConnectionState.CONNECTED
+        if not self._tells_position or not any(self._channels.values()) or not (is_loss or is_back):
+            return ()
+        self._tells_lost = is_loss
+        return self._say({"T": "hub_status", "state": state})
+
     def _refuse(self, code: int) -> Answer:
         return Answer(frames=self._say_error(code), close=POLICY_VIOLATION if code in _CLOSING else 0)
 
@@ -281,7 +307,6 @@ class OrderDialect(Dialect):
         return ()  # it is disconnected instead
 
     def tell_state(self, state: str) -> tuple[bytes, ...]:
-        """Return what tells a client that has asked for it how the upstream stands; nothing otherwise."""
         if not self.is_hub_aware or not self._is_listening:
             return ()
         return (orjson.dumps({"stream": "hub_status", "data": {"feed": TRADE_UPDATES, "state": state}}),)

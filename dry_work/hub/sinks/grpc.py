@@ -16,19 +16,18 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
 import structlog
 from google.protobuf.message import DecodeError
 
 import dry_work
 from dry_work.errors import CodecError, ConfigError
-from dry_work.hub.access import Access
+from dry_work.hub.access import Access, Certificate
 from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
-from dry_work.hub.events import HubEvent
+from dry_work.hub.events import WATERMARKS, HubEvent
 from dry_work.hub.ports import HubPort, SinkStatus
 from dry_work.hub.sinks.grpc_calls import StreamCall
 from dry_work.hub.sinks.grpc_contracts import OptionContracts
-from dry_work.hub.sinks.grpc_filters import KINDS, StreamKind, parse_filter, parse_wishes
+from dry_work.hub.sinks.grpc_filters import KINDS, StreamKind, Wishes, add_watermarks, parse_filter, parse_wishes
 from dry_work.hub.sinks.grpc_health import SERVICE as HEALTH_SERVICE
 from dry_work.hub.sinks.grpc_health import HealthService
 from dry_work.hub.sinks.grpc_reflection import add_reflection
@@ -37,6 +36,7 @@ from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.proto.cream.v1 import common_pb2 as common
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
 from dry_work.wire.cream import Losses, encode_offset
+from dry_work.wire.cream_items import encode_item
 
 SERVICE = "cream.v1.StreamProxyService"
 KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 20.0, 10.0
@@ -54,16 +54,6 @@ _FEED_TYPES = {
 _log = structlog.get_logger(__name__)
 
 
-class Certificate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a listener with TLS shows, in PEM."""
-
-    chain: bytes
-    key: bytes
-
-    def __repr__(self) -> str:
-        return "Certificate(***)"
-
-
 class GrpcSink:
     """Serves market data and order updates on one port.
 
@@ -72,7 +62,7 @@ class GrpcSink:
         access: who may come, and where the port is bound.
         statuses: tells how the upstream connections stand.
         settings: port, account and capacities.
-        certificate: for TLS; None: plain connections.
+        certificate: for TLS; None: that of `access`, when it has one.
         is_ready: tells whether all that is needed is up; None: by those of `statuses` that are wanted.
         keepalive_s: a client that is quiet for so long is asked whether it is there.
         keepalive_timeout_s: one that does not answer for so long is gone.
@@ -100,7 +90,7 @@ class GrpcSink:
         self.refused: Counter[str] = Counter()  # calls, by status
         self._access = access
         self._statuses = statuses
-        self._certificate = certificate
+        self._certificate = certificate or access.certificate
         self._is_ready = is_ready
         self._options = _build_options(keepalive_s, keepalive_timeout_s)
         self._server: Any = None
@@ -157,7 +147,8 @@ class GrpcSink:
 
     def status(self) -> SinkStatus:
         total: Counter[str] = Counter()
-        for counts in self.count_messages().values():
+        types = self.count_messages()
+        for counts in types.values():
             total.update(counts)
         return SinkStatus(
             name=self.name,
@@ -168,6 +159,8 @@ class GrpcSink:
             conflated=total["conflated"],
             dropped=total["dropped"],
             waiting=total["waiting"],
+            delivered_types={name: counts["delivered"] for name, counts in types.items()},
+            dropped_types={name: counts["dropped"] for name, counts in types.items()},
         )
 
     def count_messages(self) -> dict[str, Counter[str]]:
@@ -202,6 +195,8 @@ class GrpcSink:
         except DecodeError:
             reason = f"the request is no {kind.request.DESCRIPTOR.full_name}"
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
+        if wishes.items and not kind.tells_orders:
+            wanted = add_watermarks(wanted)
         assert self._contracts is not None
         self._numbers += 1
         call = StreamCall(
@@ -211,7 +206,7 @@ class GrpcSink:
             wishes,
             name=f"grpc-{self._numbers}",
             context=context,
-            encode=lambda event: self._encode(kind, event, offsets=wishes.offsets),
+            encode=lambda event: self._encode(kind, event, wishes),
             history=getattr(self.settings, kind.history),
             contracts=self._contracts,
         )
@@ -221,10 +216,14 @@ class GrpcSink:
         finally:
             self._remove(call)
 
-    def _encode(self, kind: StreamKind, event: HubEvent, *, offsets: bool) -> bytes:
+    def _encode(self, kind: StreamKind, event: HubEvent, wishes: Wishes) -> bytes:
         """Return an event's response; empty when it cannot be encoded, which is counted once."""
-        encoded: bytes = event.encode(kind.method, lambda event: self._build(kind, event))
-        if offsets and encoded:
+        encoded = b""
+        if event.channel != WATERMARKS:  # those have no message of their own
+            encoded = event.encode(kind.method, lambda event: self._build(kind, event))
+        if wishes.items:
+            encoded += event.encode(encode_item, lambda event: encode_item(event.item))
+        if wishes.offsets and encoded:
             return encoded + encode_offset(event.offset)
         return encoded
 

@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from dry_work.errors import BrokerError, ConfigError, HubError
+from dry_work.hub.bus import DATA_HISTORY
 from dry_work.hub.events import ALL, OPTIONS, HubEvent
 from dry_work.hub.ports import HubPort
 from dry_work.hub.queues import ClientQueue, Overflow
@@ -86,10 +87,15 @@ class StreamCall:
         self._history = history
         self._contracts = contracts
         self._ready = asyncio.Event()
+        capacity, overflow = kind.capacity, kind.overflow
+        if wishes.items:
+            # Its client misses nothing in silence: a call that cannot go on ends, and the next one goes on from there.
+            self._history = capacity = DATA_HISTORY
+            overflow = Overflow.CLOSE
         self._queue = (
-            ClientQueue(kind.capacity, kind.overflow, on_ready=self._note_ready)
+            ClientQueue(capacity, overflow, on_ready=self._note_ready)
             if wanted.matches is None
-            else FilteredQueue(kind.capacity, kind.overflow, matches=wanted.matches, on_ready=self._note_ready)
+            else FilteredQueue(capacity, overflow, matches=wanted.matches, on_ready=self._note_ready)
         )
         self._replayed = 0
         self._written = 0
@@ -176,9 +182,9 @@ class StreamCall:
             if len(self._queue):
                 continue
             if self._queue.is_closed:
-                _log.warning("a client of order updates did not keep up", client=self._name)
+                _log.warning("a client did not keep up", client=self._name, method=self.kind.method)
                 reason = (
-                    f"more than {self._queue.capacity} order updates waited for this client: come back with "
+                    f"more than {self._queue.capacity} events waited for this client: come back with "
                     f"{EPOCH_KEY} and {OFFSET_KEY} of the trailing metadata"
                 )
                 await self._abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)

@@ -10,7 +10,7 @@ import msgspec
 
 from dry_work.errors import ConfigError
 from dry_work.hub.core import feed_of
-from dry_work.hub.events import ALL, CRYPTO, OPTIONS, ORDERS, STOCKS, HubEvent, Topic
+from dry_work.hub.events import ALL, CRYPTO, OPTIONS, ORDERS, STOCKS, WATERMARKS, HubEvent, Topic
 from dry_work.hub.queues import Overflow
 from dry_work.market.symbols import ALLOWED, is_crypto, is_option, is_symbol
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
@@ -31,6 +31,7 @@ EPOCH_KEY = "x-dry-work-epoch"
 OFFSET_KEY = "x-dry-work-offset"
 SNAPSHOT_KEY = "x-dry-work-snapshot"
 OFFSETS_KEY = "x-dry-work-offsets"
+ITEMS_KEY = "x-dry-work-items"
 RECOVERED_KEY = "x-dry-work-recovered"
 DROPPED_KEY = "x-dry-work-dropped"
 CONFLATED_KEY = "x-dry-work-conflated"
@@ -155,6 +156,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     position: Position | None = None
     snapshot: bool = False
     offsets: bool = False
+    items: bool = False  # Alpaca's own item with every response, and the watermarks; nothing is dropped
 
 
 def parse_filter(kind: StreamKind, request: Any, environment: str) -> Filter:
@@ -168,6 +170,11 @@ def parse_filter(kind: StreamKind, request: Any, environment: str) -> Filter:
     if kind.feed == OPTIONS:
         return _option_filter(kind.channel, request.symbols, request.underlyings)
     return _stock_filter(kind, request.symbols)
+
+
+def add_watermarks(wanted: Filter) -> Filter:
+    """Return the filter with the watermarks of its feed."""
+    return msgspec.structs.replace(wanted, topics=(*wanted.topics, (wanted.feed, WATERMARKS, ALL)))
 
 
 def parse_wishes(metadata: Mapping[str, Any]) -> Wishes:
@@ -189,6 +196,7 @@ def parse_wishes(metadata: Mapping[str, Any]) -> Wishes:
         position=position,
         snapshot=_parse_flag(metadata, SNAPSHOT_KEY),
         offsets=_parse_flag(metadata, OFFSETS_KEY),
+        items=_parse_flag(metadata, ITEMS_KEY),
     )
 
 

@@ -18,9 +18,11 @@ from nats.js import JetStreamContext
 
 from dry_work.errors import BrokerError, ConfigError, HubError
 from dry_work.hub.access import Access
+from dry_work.hub.message_types import ORDER_UPDATE, name_counts
 from dry_work.hub.ports import HubPort, SinkStatus
 from dry_work.hub.sinks.nats_actions import ActionDesk
 from dry_work.hub.sinks.nats_data import DataPublisher, Subscriptions
+from dry_work.hub.sinks.nats_items import ItemPublisher
 from dry_work.hub.sinks.nats_lease import build_leases
 from dry_work.hub.sinks.nats_link import CLOSE_TIMEOUT_S, FAILURES, REQUEST_TIMEOUT_S, NatsLink, end_tasks
 from dry_work.hub.sinks.nats_queue import ActionQueue, ResultPublisher, Sweep
@@ -28,6 +30,7 @@ from dry_work.hub.sinks.nats_settings import NatsSettings, StreamSettings
 from dry_work.hub.sinks.nats_topology import Topology
 from dry_work.hub.sinks.nats_updates import PositionWriter, UpdatePublisher
 from dry_work.hub.sinks.subscription_api import SubscriptionApi
+from dry_work.hub.sinks.subscription_memory import SubscriptionMemory
 
 START_WAIT_S = 3.0  # for NATS, before the hub goes on without
 ORDERS, CANCELS, UPDATES, BARS, NEWS = "orders", "cancels", "updates", "bars", "news"
@@ -44,8 +47,8 @@ class NatsSink:
         hub: gives events and the account.
         settings: which parts, and how.
         access: who may use the subscription API, and where it listens; not needed without.
-        state_dir: folder that keeps what is not published over a restart; None: nothing is kept.
-        certificate: private key and certificate chain, PEM, of the subscription API's gRPC port.
+        state_dir: folder that keeps over a restart what is not published, and the symbols of the subscription API;
+            None: nothing is kept.
     """
 
     name = "nats"
@@ -57,7 +60,6 @@ class NatsSink:
         *,
         access: Access | None = None,
         state_dir: Path | None = None,
-        certificate: tuple[bytes, bytes] | None = None,
     ) -> None:
         self.hub = hub
         self.settings = settings
@@ -67,6 +69,7 @@ class NatsSink:
         self.results = ResultPublisher(self.link, settings, clock=hub.clock)
         self.bars = self._build_data("bars", "ENABLE_STOCK_STREAM", settings.stocks)
         self.news = self._build_data("news", "ENABLE_NEWS_STREAM", settings.news)
+        self.items = ItemPublisher(hub, settings.stocks, settings.subjects)
         enabled = {
             ORDERS: settings.takes_orders,
             CANCELS: settings.takes_cancels,
@@ -86,7 +89,7 @@ class NatsSink:
                 self.news.subscriptions,
                 settings.api,
                 access=access or Access("127.0.0.1"),
-                certificate=certificate,
+                is_ready=hub.is_ready,
             )
         self._desk: ActionDesk | None = None
         self._queues: dict[str, ActionQueue] = {}
@@ -97,6 +100,7 @@ class NatsSink:
         self._serving: asyncio.Task[None] | None = None
         self._first: asyncio.Future[None] | None = None  # session
         self._is_stopping = False
+        self._takes_actions = True
 
     @property
     def acting(self) -> tuple[str, ...]:
@@ -126,6 +130,17 @@ class NatsSink:
             await self.stop(0.0)
             raise
 
+    async def finish_actions(self, timeout_s: float) -> bool:
+        """Take no more actions, and finish those under way; what has no outcome in time is delivered again."""
+        self._takes_actions = False
+        if self._desk is None:
+            return False
+        self._desk.stop()
+        was_busy = any(queue.in_flight for queue in self._queues.values())
+        await self._end_parts((*self._queues, SWEEP))
+        await asyncio.gather(*(queue.finish(timeout_s) for queue in self._queues.values()))
+        return was_busy
+
     async def stop(self, timeout_s: float) -> None:
         if self._is_stopping:
             return
@@ -145,10 +160,11 @@ class NatsSink:
         if self._updates is not None:
             self._updates.close()
         self.bars.close()
+        self.items.close()
         self.news.close()
 
     def status(self) -> SinkStatus:
-        counts = [self.bars.counts(), self.news.counts()]
+        counts = [data.counts() for data in (self.bars, self.items, self.news)]
         totals = {name: sum(count[name] for count in counts) for name in counts[0]}
         updates = self._updates
         if updates is not None:
@@ -162,18 +178,34 @@ class NatsSink:
             self._positions.error if self._positions is not None else "",
         )
         error = next(filter(None, errors), "")
-        return SinkStatus(name=self.name, is_ready=self.link.is_connected and not error, error=error, **totals)
+        delivered = name_counts(self.bars.delivered_kinds + self.items.delivered_kinds + self.news.delivered_kinds)
+        if updates is not None:
+            delivered[ORDER_UPDATE] = updates.published
+        return SinkStatus(
+            name=self.name,
+            is_ready=self.link.is_connected and not error,
+            error=error,
+            delivered_types=delivered,
+            dropped_types=name_counts(self.bars.dropped_kinds + self.items.dropped_kinds + self.news.dropped_kinds),
+            results=dict(self.results.results),
+            failures=dict(self.bars.failures),
+            **totals,
+        )
 
     # --- what there is
 
     def _build_data(self, channel: str, switch: str, settings: StreamSettings) -> DataPublisher:
-        subscriptions = Subscriptions(self.hub, channel=channel, switch=switch, is_enabled=settings.is_enabled)
+        name = f"nats-{self.settings.prefix}-{channel}.symbols.json"
+        memory = SubscriptionMemory(None if self._state_dir is None else self._state_dir / name, settings.symbols)
+        subscriptions = Subscriptions(
+            self.hub, channel=channel, switch=switch, is_enabled=settings.is_enabled, memory=memory
+        )
         return DataPublisher(self.hub, subscriptions, settings, self.settings.subjects)
 
     def _add_symbols(self) -> None:
         for data, settings in ((self.bars, self.settings.stocks), (self.news, self.settings.news)):
             if settings.is_enabled:
-                data.subscriptions.add(settings.symbols)
+                data.subscriptions.restore()
 
     def _open_account(self) -> None:
         needing = [_SWITCHES[part] for part in self._parts if part in _SWITCHES]
@@ -223,6 +255,8 @@ class NatsSink:
         self.link.note_success()
         if self._first is not None and not self._first.done():
             self._first.set_result(None)
+        if BARS in self._leases:
+            await self.items.listen(client)
         try:
             if self._sweep is not None:
                 self._running[SWEEP] = [asyncio.create_task(self._look_around(self._sweep, js), name="hub-nats-sweep")]
@@ -249,7 +283,7 @@ class NatsSink:
             was_held, is_held = lease.is_held, await lease.tend(state)
             if part == UPDATES and self._updates is not None and not was_held and lease.note_of_other:
                 self._updates.skip(lease.note_of_other)
-            if is_held and part not in self._running:
+            if is_held and part not in self._running and (self._takes_actions or part not in self._queues):
                 self._running[part] = [
                     asyncio.create_task(work, name=f"hub-nats-{part}") for work in await self._works(part, client, js)
                 ]
@@ -273,7 +307,7 @@ class NatsSink:
         return [data.run(client) for data in self._data_of(part)]
 
     def _data_of(self, part: str) -> list[DataPublisher]:
-        return {BARS: [self.bars], NEWS: [self.news]}.get(part, [])
+        return {BARS: [self.bars, self.items], NEWS: [self.news]}.get(part, [])
 
     async def _wait_a_while(self) -> None:
         """Wait for the next look; what fails ends the session."""

@@ -37,6 +37,7 @@ ACCEPTED, DUPLICATE, REFUSED, GAVE_UP = "accepted", "duplicate", "refused", "gav
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _CANCELED = ("canceled", "pending_cancel")
 _LONGEST_WAIT_S = 30.0
+_CANCELS = "nats cancels"
 
 _log = structlog.get_logger(__name__)
 
@@ -74,8 +75,6 @@ class ActionDesk:
         self._clock = clock
         self._rng = rng
         self._stopping = asyncio.Event()
-        # An account's requests are made one after another: the time of each begins when its turn comes.
-        self._turn = asyncio.Lock()
         self._running: dict[str, asyncio.Event] = {}  # orders under way by client order id
         self.refusal = ""  # why the credentials were refused
         self.retries = 0
@@ -156,7 +155,7 @@ class ActionDesk:
                     must_look = False
                 is_sending = True
                 tries.count += 1
-                answer = await self._call("POST", "/orders", body)
+                answer = await self._call("POST", "/orders", body, lane=f"nats orders {body['symbol']}")
                 return Outcome(outcome=ACCEPTED, order_id=_id_of(answer), attempts=tries.count)
             except OrderRejectedError as error:
                 if not is_sending or not _is_taken(error):
@@ -188,7 +187,7 @@ class ActionDesk:
             try:
                 if token.upper() == CANCEL_ALL:
                     tries.count += 1
-                    return _judge_all(await self._call("DELETE", "/orders"), tries.count)
+                    return _judge_all(await self._call("DELETE", "/orders", lane=_CANCELS), tries.count)
                 return await self._cancel_one(token, tries, is_new=is_new)
             except OrderRejectedError as error:
                 return _refuse(error, tries.count)
@@ -210,7 +209,7 @@ class ActionDesk:
             order_id = _id_of(order)
         tries.count += 1
         try:
-            await self._call("DELETE", f"/orders/{order_id}")
+            await self._call("DELETE", f"/orders/{order_id}", lane=_CANCELS)
         except OrderRejectedError as error:
             if error.http_status == HTTPStatus.NOT_FOUND and order is None:
                 order = await self._find(token)
@@ -218,7 +217,7 @@ class ActionDesk:
                     return _refuse_unknown(token, tries.count)
                 order_id = _id_of(order)
                 try:
-                    await self._call("DELETE", f"/orders/{order_id}")
+                    await self._call("DELETE", f"/orders/{order_id}", lane=_CANCELS)
                 except OrderRejectedError as second:
                     return await self._judge_refused(order_id, second, tries.count, is_new=is_new)
             else:
@@ -235,16 +234,9 @@ class ActionDesk:
 
     # --- requests
 
-    async def _call(self, method: str, path: str, data: Mapping[str, Any] | None = None) -> Any:
-        async with self._turn:
-            try:
-                answer = await asyncio.wait_for(
-                    self._account.call(method, path, data), self._settings.processing_timeout_s
-                )
-            except TimeoutError:
-                raise OutcomeUnknownError(
-                    f"{method} {path}: no answer within {self._settings.processing_timeout_s:g} s (PROCESSING_TIMEOUT)"
-                ) from None
+    async def _call(self, method: str, path: str, data: Mapping[str, Any] | None = None, *, lane: str = "") -> Any:
+        timeout_s = self._settings.processing_timeout_s
+        answer = await self._account.call(method, path, data, lane=lane, timeout_s=timeout_s)
         self.refusal = ""
         return answer
 

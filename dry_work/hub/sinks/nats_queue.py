@@ -32,7 +32,8 @@ from dry_work.hub.sinks.nats_actions import (
 from dry_work.hub.sinks.nats_link import FAILURES, NatsLink, end_tasks
 from dry_work.hub.sinks.nats_settings import NatsSettings
 from dry_work.hub.sinks.nats_topology import Topology
-from dry_work.wire.nats_subjects import CANCEL, Action
+from dry_work.observability.tracing import Span, trace
+from dry_work.wire.nats_subjects import CANCEL, CANCEL_ALL, Action
 from dry_work.wire.protobuf_tradesvc import decode_trade
 
 IN_FLIGHT = 8  # actions of a consumer under way at a time
@@ -69,6 +70,7 @@ class ResultPublisher:
         self._settings = settings
         self._clock = clock
         self.outcomes: Counter[str] = Counter()
+        self.results: Counter[tuple[str, str]] = Counter()  # by action (order, cancel, cancel_all, …) and outcome
 
     async def publish(self, action: Action, outcome: Outcome, *, once_as: str = "") -> None:
         """Publish a result, however often it takes; `once_as` tells NATS two of the same apart from two."""
@@ -84,6 +86,8 @@ class ResultPublisher:
                 await self._link.wait_connected()
             else:
                 self.outcomes[outcome.outcome] += 1
+                is_all = action.kind == CANCEL and action.token.upper() == CANCEL_ALL
+                self.results["cancel_all" if is_all else action.kind, outcome.outcome] += 1
                 return
 
 
@@ -186,7 +190,8 @@ class ActionQueue:
         try:
             if before is not None and not before.done():
                 await asyncio.wait([before])
-            await self._carry_out(delivery)
+            with trace("nats.action", nats_subject=delivery.subject, nats_deliveries=delivery.deliveries) as span:
+                await self._carry_out(delivery, span)
         except ActionStoppedError:
             await self._link.settle(delivery.reply, NAK)
         except asyncio.CancelledError:
@@ -196,7 +201,7 @@ class ActionQueue:
         finally:
             keeping.cancel()
 
-    async def _carry_out(self, delivery: Delivery) -> None:
+    async def _carry_out(self, delivery: Delivery, span: Span) -> None:
         if self._is_stopping:
             raise ActionStoppedError
         action = self._subjects.parse_action(delivery.subject)
@@ -206,7 +211,9 @@ class ActionQueue:
                 await self._link.settle(delivery.reply, NAK)
                 return
             outcome = self._desk.give_up(action)
-        await self._results.publish(action, outcome)
+        span.set(action_kind=action.kind, action_outcome=outcome.outcome, order_id=outcome.order_id)
+        with trace("nats.result"):
+            await self._results.publish(action, outcome)
         is_final = outcome.outcome in ("accepted", "duplicate")
         await self._settle(delivery, ACK if is_final else TERM)
 
@@ -271,12 +278,16 @@ class Sweep:
 
     async def _refuse(self, js: JetStreamContext, subject: str) -> None:
         stream, action = self._settings.action_stream, self._subjects.parse_action(subject)
+        sequence = 1
         for _ in range(SWEEP_LIMIT):
             try:
-                message = await js.get_last_msg(stream, subject)
+                message = await js.get_msg(stream, seq=sequence, subject=subject, next=True)
             except NotFoundError:
                 return
-            await self._end(js, message.seq or 0, action, refuse_unmatched(action))
+            number = message.seq or 0
+            sequence = number + 1
+            if message.subject == subject:  # NATS takes a `>` that somebody has published to for all there are
+                await self._end(js, number, action, refuse_unmatched(action))
 
     async def _look(self, js: JetStreamContext, queue: ActionQueue) -> set[int]:
         """End the actions of a consumer that are delivered no more; return what may be such a one."""

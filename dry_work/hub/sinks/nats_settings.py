@@ -195,6 +195,20 @@ def parse_duration(text: str, *, name: str) -> float:
     return seconds
 
 
+def parse_flag(text: str, *, name: str) -> bool:
+    """Return whether a switch is on; empty is off.
+
+    Raises:
+        ConfigError: naming variable, value and what is allowed.
+    """
+    word = text.strip().lower()
+    if word in ("1", "t", "true"):
+        return True
+    if word in ("", "0", "f", "false"):
+        return False
+    raise ConfigError(f"{name}={text!r}: expected one of 1, t, true, 0, f, false")
+
+
 class _Reader:
     """Reads variables, each with its rule."""
 
@@ -211,12 +225,7 @@ class _Reader:
         return text
 
     def switch(self, variable: str) -> bool:
-        text = self.text(variable).lower()
-        if text in ("1", "t", "true"):
-            return True
-        if text in ("", "0", "f", "false"):
-            return False
-        raise ConfigError(f"{variable}={text!r}: expected one of 1, t, true, 0, f, false")
+        return parse_flag(self.text(variable), name=variable)
 
     def number(self, *variables: str, default: int, least: int, most: int) -> int:
         text = self.text(*variables)

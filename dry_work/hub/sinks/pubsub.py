@@ -30,7 +30,7 @@ from google.pubsub_v1.types import PublishRequest, PubsubMessage
 from dry_work.backoff import Backoff
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError
-from dry_work.market.messages import Bar, Watermark
+from dry_work.market.messages import Bar, News, Watermark
 from dry_work.wire import pubsub
 
 CAPACITY_MESSAGES = 20_000
@@ -68,13 +68,27 @@ class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
     published: int = 0  # those that Pub/Sub has taken
     requests: int = 0  # requests that succeeded
     pending: int = 0  # taken from upstream and not published yet
-    dropped: int = 0  # given up at stop
+    dropped: int = 0  # given up at stop, or for newer ones while Pub/Sub was away
+    held: int = 0  # news or order updates that wait in the hub's history, because the topic is full
     failures: int = 0  # requests that failed and were sent again
     error: str = ""  # the last failure; empty once a request has succeeded
 
 
+class OrderUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """An order update as it is published."""
+
+    frame: bytes  # the upstream's own, JSON
+    account: str
+    symbol: str
+    event: str
+    event_id: str
+
+
+Message = Bar | Watermark | News | OrderUpdate
+
+
 class PubSubSink:
-    """Publishes the market data of several topics.
+    """Publishes what the hub has for several topics.
 
     Args:
         project: Google Cloud project.
@@ -151,16 +165,19 @@ class PubSubSink:
             self._client = None
             for topic in self._topics.values():
                 topic.join(1.0)
-        return sum(topic.status().dropped for topic in self._topics.values())
+        return sum(topic.unpublished for topic in self._topics.values())
 
     def _make_all_again(self) -> None:
         # A server that lost one topic has lost all; a reader waits for the others too, even while they are silent.
         for topic in self._topics.values():
             topic.make_again()
 
-    def offer(self, topic: str, messages: Sequence[Bar | Watermark]) -> None:
-        """Take `messages` for `topic`, in order; one thread only."""
-        self._topics[topic].offer(messages)
+    def offer(self, topic: str, messages: Sequence[Message], *, drops_oldest: bool = False) -> None:
+        """Take `messages` for `topic`, in order; one thread only.
+
+        With `drops_oldest` those that have waited longest are given up, and counted, when there is no room.
+        """
+        self._topics[topic].offer(messages, drops_oldest=drops_oldest)
 
     def has_room(self, topic: str) -> bool:
         """Tell whether `topic` can take more."""
@@ -214,7 +231,8 @@ class _Topic:
         self._seq = 0
         self._published = 0
         self._requests = 0
-        self._dropped = 0
+        self._dropped = 0  # at stop
+        self._overflowed = 0  # given up for newer ones
         self._failures = 0
         self._error = ""
 
@@ -243,7 +261,7 @@ class _Topic:
             self._gave_up = True
             self._condition.notify_all()
 
-    def offer(self, messages: Sequence[Bar | Watermark]) -> None:
+    def offer(self, messages: Sequence[Message], *, drops_oldest: bool) -> None:
         encoded: list[tuple[Any, int]] = []
         for part in self._cut(messages):
             data, attributes = self._encode(part)
@@ -253,12 +271,23 @@ class _Topic:
             if self._ended:
                 self._dropped += len(messages)
                 return
+            if drops_oldest:
+                self._make_room(len(messages))
             self._waiting.extend(encoded)
             self._pending += len(messages)
             self._full = self._full or self._pending >= self._capacity
             self._condition.notify_all()
 
-    def _cut(self, messages: Sequence[Bar | Watermark]) -> Iterator[Bar | Watermark | list[Bar]]:
+    def _make_room(self, count: int) -> None:
+        """Give up the oldest that wait, until `count` more fit."""
+        while self._waiting and self._pending + count > self._capacity:
+            _, dropped = self._waiting.popleft()
+            if not self._overflowed:
+                _log.warning("the topic is full, its oldest messages are given up", topic=self._topic)
+            self._pending -= dropped
+            self._overflowed += dropped
+
+    def _cut(self, messages: Sequence[Message]) -> Iterator[Message | list[Bar]]:
         """Yield what goes in one message each."""
         if not self._batch:
             yield from messages
@@ -275,13 +304,22 @@ class _Topic:
         if bars:
             yield bars
 
-    def _encode(self, part: Bar | Watermark | list[Bar]) -> tuple[bytes, dict[str, str]]:
+    def _encode(self, part: Message | list[Bar]) -> tuple[bytes, dict[str, str]]:
         self._seq += 1
+        if isinstance(part, OrderUpdate):
+            return pubsub.encode_order_update(**msgspec.structs.asdict(part), epoch=self._epoch, seq=self._seq)
+        if isinstance(part, News):
+            return pubsub.encode_news(part, epoch=self._epoch, seq=self._seq)
         if isinstance(part, list):
             return pubsub.encode_batch(part, epoch=self._epoch, seq=self._seq)
         if isinstance(part, Watermark):
             return pubsub.encode_watermark(part, epoch=self._epoch, seq=self._seq)
         return pubsub.encode_bar(part, epoch=self._epoch, seq=self._seq)
+
+    @property
+    def unpublished(self) -> int:
+        """Messages given up at stop."""
+        return self._dropped
 
     def has_room(self) -> bool:
         return not self._full
@@ -292,7 +330,7 @@ class _Topic:
             published=self._published,
             requests=self._requests,
             pending=self._pending,
-            dropped=self._dropped,
+            dropped=self._dropped + self._overflowed,
             failures=self._failures,
             error=self._error,
         )

@@ -6,7 +6,6 @@ The gateway answers as grpc-gateway does: errors are `{"code", "message", "detai
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -24,7 +23,6 @@ from dry_work.proto.stream.v0 import stream_pb2 as pb
 
 SERVICE = "stream.v0.StreamService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
-REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 _PATH = "/v1/subscriptions/"
 
@@ -46,8 +44,8 @@ class SubscriptionApi:
     Args:
         bars, news: the subscriptions.
         settings: ports and times; port 0 takes any free one, and the attributes hold the real ones after `start`.
-        access: who may come, and where the ports are bound.
-        certificate: private key and certificate chain, PEM, of the gRPC port; the gateway takes `access.tls`.
+        access: who may come, where the ports are bound, and their certificate.
+        is_ready: tells whether all that is needed is up, for gRPC's health.
     """
 
     def __init__(
@@ -57,21 +55,21 @@ class SubscriptionApi:
         settings: SubscriptionApiSettings,
         *,
         access: Access,
-        certificate: tuple[bytes, bytes] | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        if settings.is_enabled and access.tls is not None and certificate is None:
+        if settings.is_enabled and access.tls is not None and access.certificate is None:
             raise ConfigError("TLS is on, and the gRPC port has no certificate")
         self.port = settings.port
         self.proxy_port = settings.proxy_port
         self._subscriptions = {"bars": bars, "news": news}
         self._settings = settings
         self._access = access
-        self._certificate = certificate
+        self._is_ready = is_ready
         self._server: Any = None
         self._health: Any = None
         self._runner: web.AppRunner | None = None
         self._proxy: asyncio.Server | None = None
-        self._heard: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()  # connections with a request
+        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections without a request yet, by protocol: their end
 
     async def start(self) -> None:
         """Open the ports.
@@ -88,11 +86,14 @@ class SubscriptionApi:
         """Finish the calls under way, at most `timeout_s` seconds long, and close. May be called twice."""
         server, self._server = self._server, None
         if server is not None:
-            await self._health.enter_graceful_shutdown()
+            self._health.stop()
             await server.stop(timeout_s)
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             proxy.close()
+        for timer in self._silent.values():
+            timer.cancel()
+        self._silent.clear()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -124,8 +125,8 @@ class SubscriptionApi:
     # --- gRPC
 
     async def _start_grpc(self) -> None:
-        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-        from grpc_reflection.v1alpha import reflection
+        from dry_work.hub.sinks.grpc_health import HealthService
+        from dry_work.hub.sinks.grpc_reflection import add_reflection
 
         settings = self._settings
         options: list[tuple[str, int]] = [
@@ -141,19 +142,22 @@ class SubscriptionApi:
             options.append(("grpc.keepalive_timeout_ms", round(settings.ping_timeout_s * 1000)))
         server = grpc.aio.server(interceptors=[_Guard(self._access)], options=options)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, self._handlers()),))
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection((SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
-        address = f"{self._access.host}:{settings.port}"
+        self._health = HealthService(self._is_ready, services=(SERVICE,))
+        self._health.add_to(server)
+        add_reflection(server, (SERVICE, HEALTH_SERVICE))
+        host = f"[{self._access.host}]" if ":" in self._access.host else self._access.host
+        address = f"{host}:{settings.port}"
         try:
-            if self._certificate is not None:
-                self.port = server.add_secure_port(address, grpc.ssl_server_credentials([self._certificate]))
+            if (shown := self._access.certificate) is not None:
+                credentials = grpc.ssl_server_credentials([(shown.key, shown.chain)])
+                self.port = server.add_secure_port(address, credentials)
             else:
                 self.port = server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"the gRPC port {address} (GRPC_PORT) cannot be opened: {error}") from error
+            raise ConfigError(
+                f"the gRPC port {address} (GRPC_PORT) cannot be opened: another program has it, or the address is not "
+                "this machine's"
+            ) from error
         if not self.port:
             raise ConfigError(f"the gRPC port {address} (GRPC_PORT) cannot be opened")
         await server.start()
@@ -227,16 +231,17 @@ class SubscriptionApi:
         protocol = runner.server()
 
         def end_silent() -> None:
-            transport = protocol.transport
-            if transport is not None and transport not in self._heard:
-                transport.close()
+            del self._silent[protocol]
+            if protocol.transport is not None:
+                protocol.transport.close()
 
-        asyncio.get_running_loop().call_later(self._settings.proxy_read_header_timeout_s, end_silent)
+        limit_s = self._settings.proxy_read_header_timeout_s
+        self._silent[protocol] = asyncio.get_running_loop().call_later(limit_s, end_silent)
         return protocol
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        if request.transport is not None:
-            self._heard.add(request.transport)
+        if (timer := self._silent.pop(request.protocol, None)) is not None:
+            timer.cancel()
         try:
             async with asyncio.timeout(self._settings.proxy_server_timeout_s):
                 async with asyncio.timeout(self._settings.proxy_read_timeout_s):

@@ -1,13 +1,14 @@
 """The WebSocket sink: Alpaca's own streams for any number of clients. Event-loop only.
 
 Each client has a queue on the bus. What waits in the queues goes out together, at once when the hub was idle and every
-two milliseconds when it is busy: with many clients most of the work is system calls, and a frame holds many items. A
-client that does not read costs its own queue and no more: nothing is written to it until its socket has room again.
+two to four milliseconds when it is busy: with many clients most of the work is system calls, and a frame holds many
+items. A client that does not read costs its own queue and no more: nothing is written to it until its socket has room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -20,8 +21,10 @@ from picows import WSMsgType
 
 from dry_work.errors import ConfigError
 from dry_work.hub.access import Access
+from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS
 from dry_work.hub.events import ALL as EVERY
 from dry_work.hub.events import CRYPTO, LIVE_ORDERS, NEWS, OPTIONS, ORDER_FEEDS, PAPER_ORDERS, STOCKS, UNKNOWN, HubEvent
+from dry_work.hub.message_types import Kind, name_counts
 from dry_work.hub.ports import HubPort, SinkStatus
 from dry_work.hub.queues import ClientQueue, Overflow
 from dry_work.hub.sinks.dialects import (
@@ -37,6 +40,8 @@ DEFAULT_PORT = 8099
 DATA_CAPACITY = 4_096  # events that may wait for a client of market data
 ORDER_CAPACITY = 4_096
 FLUSH_INTERVAL_S = 0.002
+# With many clients writing rests for so many times as long as it took: more goes into each frame then.
+FLUSH_REST, FLUSH_LIMIT_S = 4.0, 0.004
 AUTH_TIMEOUT_S = 10.0
 SLOW_LIMIT_S = 10.0  # a client that loses market data for so long is disconnected
 WRITE_BUFFER_BYTES = 256 * 1024
@@ -57,8 +62,12 @@ _ORDER_PATHS = {
     "/live": LIVE_ORDERS,
 }
 _STREAM_PATH = "/stream"
+_SERVED = {**dict.fromkeys(STOCK_FEEDS, STOCKS), **dict.fromkeys(OPTION_FEEDS, OPTIONS)}  # by name of the connection
 
 _log = structlog.get_logger(__name__)
+# The library logs as an error whatever a stranger sends: anybody could fill the log.
+_quiet = logging.getLogger(f"{__name__}.wire")
+_quiet.setLevel(logging.CRITICAL)
 
 
 class WebSocketSink:
@@ -111,6 +120,8 @@ class WebSocketSink:
         self._next_flush_s = 0.0
         self._numbers = 0
         self._ended: Counter[str] = Counter()  # counts of clients that have left
+        self.sent: dict[str, dict[str, int]] = {}  # events by feed and channel
+        self._dropped: Counter[Kind] = Counter()  # of clients that have left
         self.refused: Counter[str] = Counter()  # handshakes, by reason
 
     async def start(self) -> None:
@@ -125,6 +136,7 @@ class WebSocketSink:
                 auto_ping_idle_timeout=PING_AFTER_S,
                 auto_ping_reply_timeout=PONG_WITHIN_S,
                 websocket_handshake_timeout=self.auth_timeout_s,
+                logger_name=_quiet,
             )
         except OSError as error:
             raise ConfigError(
@@ -151,25 +163,34 @@ class WebSocketSink:
         await asyncio.gather(*waits, return_exceptions=True)
 
     def status(self) -> SinkStatus:
-        total = Counter(self._ended)
-        for session in self._sessions:
-            total.update(session.counts())
+        total, dropped = Counter(self._ended), Counter(self._dropped)
+        clients = 0
+        for session in self._sessions:  # maybe a thousand, and events wait meanwhile
+            for name, count in session.counts().items():
+                total[name] += count
+            clients += session.dialect.is_authenticated
+            if session.queue.dropped_kinds:
+                dropped.update(session.queue.dropped_kinds)
+        sent = {(feed, channel): count for feed, counts in self.sent.items() for channel, count in counts.items()}
         return SinkStatus(
             name=self.name,
             is_ready=self._server is not None,
-            clients=sum(session.dialect.is_authenticated for session in self._sessions),
+            clients=clients,
             offered=total["offered"],
             delivered=total["delivered"],
             conflated=total["conflated"],
             dropped=total["dropped"],
             waiting=total["waiting"],
+            delivered_types=name_counts(sent),
+            dropped_types=name_counts(dropped),
         )
 
     def note_state(self, feed: str, state: str) -> None:
-        """Tell the clients that have asked for it how an upstream of trade updates stands."""
+        """Tell the clients that have asked for it how their upstream stands: market data may be missing then."""
+        served = _SERVED.get(feed, feed)
         for session in list(self._sessions):
-            if session.dialect.feed == feed and isinstance(session.dialect, OrderDialect):
-                session.send(session.dialect.tell_state(state))
+            if session.dialect.feed == served:
+                session.tell_state(state)
 
     # --- the handshake
 
@@ -221,6 +242,8 @@ class WebSocketSink:
         # What its client never took is lost with the connection.
         counts["dropped"] += counts.pop("waiting")
         self._ended.update(counts)
+        self._dropped.update(session.queue.dropped_kinds)
+        self._dropped.update(session.queue.count_waiting())
 
     def note_ready(self, session: _Session) -> None:
         """Send soon what waits for a session."""
@@ -237,10 +260,14 @@ class WebSocketSink:
 
     def _flush(self) -> None:
         self._is_flushing = False
-        self._next_flush_s = asyncio.get_running_loop().time() + self._flush_interval_s
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         ready, self._ready = self._ready, []
         for session in ready:
             session.flush()
+        ended_s = loop.time()
+        rest_s = min(FLUSH_REST * (ended_s - began_s), FLUSH_LIMIT_S)
+        self._next_flush_s = ended_s + max(self._flush_interval_s, rest_s)
 
 
 class _Session(picows.WSListener):
@@ -265,9 +292,11 @@ class _Session(picows.WSListener):
         self._auth_timer: asyncio.TimerHandle | None = None
         self._slow_since_s: float | None = None
         self._replayed = 0  # events sent before the queue was attached
+        self._sent = sink.sent.setdefault(dialect.feed, {})  # events by channel, of all clients of the feed
         self._closed = asyncio.Event()
         self._is_closing = False
         self._knows_unknown = False
+        self._untold_state = ""  # of the upstream
 
     # --- the connection's callbacks
 
@@ -317,7 +346,7 @@ class _Session(picows.WSListener):
 
     def resume_writing(self) -> None:
         self._can_write = True
-        if len(self.queue) or self.queue.is_closed:
+        if len(self.queue) or self.queue.is_closed or self._untold_state:
             self._note_ready()
 
     # --- what goes out
@@ -339,6 +368,12 @@ class _Session(picows.WSListener):
             self.close(TRY_AGAIN_LATER)
         elif not len(self.queue) and self._can_write:
             self._slow_since_s = None
+
+    def tell_state(self, state: str) -> None:
+        """Write how the upstream stands, behind what came before it; a client that is slow hears the last state."""
+        self._untold_state = state
+        if self._can_write:
+            self._send_waiting()
 
     def close(self, code: int) -> None:
         """Say goodbye with `code` and end the connection once the client has answered, within a second."""
@@ -368,6 +403,13 @@ class _Session(picows.WSListener):
             "dropped": counts.dropped,
             "waiting": counts.waiting,
         }
+
+    def _count(self, events: list[HubEvent]) -> None:
+        # A loop, for most times there are few events: `Counter.update` takes longer to begin than this to end.
+        sent = self._sent
+        for event in events:
+            channel = event.channel
+            sent[channel] = sent.get(channel, 0) + 1
 
     def _note_ready(self) -> None:
         self._sink.note_ready(self)
@@ -418,16 +460,23 @@ class _Session(picows.WSListener):
                 self.dialect.tell_recovered(recovered=replay.recovered, epoch=bus.epoch, offset=bus.position(feed))
             )
             events += replay.events if replay.recovered or feed in ORDER_FEEDS else bus.latest(answer.added)
-        elif answer.snapshot:
-            events += bus.latest(answer.added)
+        else:
+            self.send(self.dialect.tell_position(answer.added, epoch=bus.epoch, offset=bus.position(feed)))
+            if answer.snapshot:
+                events += bus.latest(answer.added)
         if events:
             self._replayed += len(events)
+            self._count(events)
             self.send(self.dialect.encode(events))
 
     def _send_waiting(self) -> None:
         events = self.queue.take()
         if events:
+            self._count(events)
             self.send(self.dialect.encode(events))
+        if self._untold_state:
+            state, self._untold_state = self._untold_state, ""
+            self.send(self.dialect.tell_state(state))
 
     def _time_out(self) -> None:
         self._answer(self.dialect.time_out())

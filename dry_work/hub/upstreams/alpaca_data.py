@@ -10,20 +10,22 @@ import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
+import structlog
+from msgspec.structs import replace
 from websockets.asyncio.client import ClientConnection
 
 from dry_work.clock import Clock
 from dry_work.errors import CodecError
 from dry_work.hub.events import ALL, CHANNELS, IMPLIED
-from dry_work.hub.upstreams.connection import FeedStatus, SessionEndError, UpstreamConnection, UpstreamTiming
+from dry_work.hub.upstreams.connection import FeedStatus, SessionEndError, UpstreamTiming, WebSocketConnection
+from dry_work.hub.upstreams.subscription_plan import SubscriptionPlan, Wish, count_symbols
 from dry_work.market.messages import Bar
 from dry_work.wire import alpaca_stream
 from dry_work.wire.alpaca_stream import StreamCodec, StreamControl, StreamWatermark
 
-SUBSCRIBE_BATCH = 500  # symbols in one message
-
-Wish = tuple[str, str]  # channel, symbol
 Item = Mapping[str, Any]
+
+_log = structlog.get_logger(__name__)
 
 
 class MarketDataTarget(Protocol):
@@ -47,7 +49,7 @@ class MarketDataTarget(Protocol):
         """Return once more can be taken."""
 
 
-class AlpacaDataConnection(UpstreamConnection):
+class AlpacaDataConnection(WebSocketConnection):
     """The connection of one feed.
 
     Args:
@@ -87,6 +89,7 @@ class AlpacaDataConnection(UpstreamConnection):
         self._codec = codec
         self._wanted: dict[Wish, None] = {}
         self._subscribed = 0
+        self._plan = SubscriptionPlan()
         self._takes_watermarks = False
         self._watermarks = 0
 
@@ -100,28 +103,16 @@ class AlpacaDataConnection(UpstreamConnection):
         self._changed.set()
 
     def status(self) -> FeedStatus:
-        return FeedStatus(
-            feed=self._feed,
-            state=self._state,
-            wanted=len(self._wanted),
-            subscribed=self._subscribed,
-            takes_watermarks=self._takes_watermarks,
-            attempts=self._attempts,
-            reconnects=max(0, self._sessions - 1),
-            connected_ns=self._connected_ns,
-            items=dict(self._items),
-            watermarks=self._watermarks,
-            unknown=dict(self._unknown),
-            malformed=dict(self._malformed),
-            errors=dict(self._errors),
-            error=self._error,
-        )
+        found = self._describe(wanted=len(self._wanted), subscribed=self._subscribed, refused=self._plan.refused)
+        return replace(found, takes_watermarks=self._takes_watermarks, watermarks=self._watermarks)
 
     def _begin_session(self) -> None:
+        self._plan = SubscriptionPlan(takes_watermarks=self._takes_watermarks)
         self._target.begin_session(takes_watermarks=self._takes_watermarks)
 
     def _end_session(self) -> None:
         self._subscribed = 0
+        self._plan = SubscriptionPlan()
         self._target.end_session()
 
     def _jobs(self, socket: ClientConnection) -> list[Coroutine[Any, Any, NoReturn]]:
@@ -144,13 +135,15 @@ class AlpacaDataConnection(UpstreamConnection):
 
     async def _read(self, socket: ClientConnection) -> NoReturn:
         while True:
-            for control in self._take_frame(await self._receive(socket)):
+            frame = await self._receive(socket)
+            begun_s = self._heard_s
+            controls = self._take_frame(frame)
+            self._frames.note(begun_s, len(frame))
+            for control in controls:
                 if control.kind == "subscription":
-                    self._subscribed = sum(
-                        len(symbols)
-                        for channel, symbols in control.channels.items()
-                        if channel not in IMPLIED and channel != alpaca_stream.WATERMARKS
-                    )
+                    self._subscribed = count_symbols(control.channels, besides=[alpaca_stream.WATERMARKS])
+                    self._plan.take_list()
+                    self._changed.set()
             if not self._target.has_room():
                 self._holds_back = True
                 await self._target.wait_for_room()
@@ -183,18 +176,34 @@ class AlpacaDataConnection(UpstreamConnection):
                 if kind == "b" and reads_bars:
                     self._read_bar(item, messages, recv_ns)
             elif kind == "w":
-                self._read_watermark(item, messages)
+                if self._read_watermark(item, messages):
+                    items.append(item)
             elif kind in alpaca_stream.CONTROLS:
                 control = alpaca_stream.parse_control_item(item)
                 (errors if kind == "error" else controls).append(control)
             else:
-                self._unknown[kind] += 1
+                self._count_unknown(kind)
                 items.append(item)
         if items or messages:
             self._target.take(items, messages, recv_ns=recv_ns)
         for control in errors:
             self._note_error(control.code, control.message)
+            self._note_refused(control)
         return controls
+
+    def _note_refused(self, error: StreamControl) -> None:
+        """Leave out of the subscriptions what the upstream refuses."""
+        refused = self._plan.take_error(error.code)
+        if refused:
+            _log.warning(
+                "upstream does not take a subscription",
+                feed=self._feed,
+                error=f"{error.message} ({error.code})",
+                channels=sorted({channel for channel, _ in refused}),
+                symbols=len(refused),
+                first=refused[0][1],
+            )
+        self._changed.set()
 
     def _read_bar(self, item: Item, messages: list[Bar | StreamWatermark], recv_ns: int) -> None:
         try:
@@ -204,61 +213,24 @@ class AlpacaDataConnection(UpstreamConnection):
             symbol = item.get("S")
             self._count_malformed("b", error.reason, symbol=symbol if isinstance(symbol, str) else "")
 
-    def _read_watermark(self, item: Item, messages: list[Bar | StreamWatermark]) -> None:
+    def _read_watermark(self, item: Item, messages: list[Bar | StreamWatermark]) -> bool:
         try:
             messages.append(alpaca_stream.parse_watermark_item(item))
         except CodecError as error:
             self._count_malformed("w", error.reason)
-        else:
-            self._watermarks += 1
+            return False
+        self._watermarks += 1
+        return True
 
     async def _keep_subscribed(self, socket: ClientConnection) -> NoReturn:
-        requested: set[Wish] = set()
         self._changed.clear()
         while True:
-            wanted = _merge(self._wanted)
-            removed = sorted(requested.difference(wanted))
-            added = [wish for wish in wanted if wish not in requested]
-            for message in _build_changes(added, removed, watermarks=self._takes_watermarks and not requested):
+            for change in self._plan.next(self._wanted):
+                channels = change.channels
+                if change.has_watermarks:
+                    channels[alpaca_stream.WATERMARKS] = [ALL]
+                message = alpaca_stream.build_subscription(change.action, channels)
                 await socket.send(alpaca_stream.encode_message(message, self._codec))
-            requested.difference_update(removed)
-            requested.update(added)
-            timeout_s = None if wanted else self._timing.idle_close_s
+            timeout_s = None if self._wanted else self._timing.idle_close_s
             if not await self._wait_for_change(timeout_s):
                 raise SessionEndError("nobody wants its symbols", None)
-
-
-def _merge(wishes: Iterable[Wish]) -> dict[Wish, None]:
-    """Return the wishes without those that `*` of the same channel covers."""
-    merged = dict.fromkeys(wishes)
-    every = {channel for channel, symbol in merged if symbol == ALL}
-    return {wish: None for wish in merged if wish[0] not in every or wish[1] == ALL}
-
-
-def _build_changes(added: list[Wish], removed: list[Wish], *, watermarks: bool) -> list[dict[str, object]]:
-    """Return the messages that subscribe and unsubscribe, in batches.
-
-    The watermarks come with the last batch: a slice that the server sends again on subscribing them is then complete.
-    Places are given back before others are taken, for there is a limit on them, unless a change from names to all, or
-    back, would so leave a gap.
-    """
-    subscribes: list[dict[str, object]] = []
-    for start in range(0, len(added), SUBSCRIBE_BATCH):
-        channels = _group(added[start : start + SUBSCRIBE_BATCH])
-        if watermarks and start + SUBSCRIBE_BATCH >= len(added):
-            channels[alpaca_stream.WATERMARKS] = [ALL]
-        subscribes.append(alpaca_stream.build_subscription("subscribe", channels))
-    unsubscribes = [
-        alpaca_stream.build_subscription("unsubscribe", _group(removed[start : start + SUBSCRIBE_BATCH]))
-        for start in range(0, len(removed), SUBSCRIBE_BATCH)
-    ]
-    if any(symbol == ALL for _, symbol in (*added, *removed)):
-        return subscribes + unsubscribes
-    return unsubscribes + subscribes
-
-
-def _group(wishes: Iterable[Wish]) -> dict[str, list[str]]:
-    channels: dict[str, list[str]] = {}
-    for channel, symbol in wishes:
-        channels.setdefault(channel, []).append(symbol)
-    return channels

@@ -18,7 +18,9 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 from dry_work.clock import MINUTE_NS, SECOND_NS, ManualClock
 from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.errors import ConfigError, FeedError, LeaseHeldError
-from dry_work.feeds.router import PubSubMarketSource, _Intake, _StaleWatch
+from dry_work.feeds.intake import Intake
+from dry_work.feeds.router import PubSubMarketSource
+from dry_work.feeds.staleness import StaleWatch
 from dry_work.feeds.subscriptions import OWNER_LABEL, build_labels, describe_owner, subscription_id
 from dry_work.market.messages import Bar, Envelope, News, Slice, Watermark
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
@@ -564,7 +566,7 @@ def test_an_owner_is_described_by_what_the_labels_say() -> None:
 
 
 def test_a_closed_intake_takes_nothing() -> None:
-    intake = _Intake(1)
+    intake = Intake(1)
     item = Envelope(topic="t", message=News(symbols=(), headline="h"))
     tended = threading.Event()
     assert intake.put(item, tended.set)
@@ -582,7 +584,7 @@ def test_a_closed_intake_takes_nothing() -> None:
 
 def test_a_symbol_is_stale_once_while_its_market_is_open() -> None:
     open_markets = {"A"}
-    watch = _StaleWatch(["A", "B"], 100, lambda symbol, _: symbol in open_markets)
+    watch = StaleWatch(["A", "B"], 100, lambda symbol, _: symbol in open_markets)
     watch.begin(0)
     assert watch.look(99, 0) == 0
     assert watch.look(100, 0) == 1  # A; the market of B is closed

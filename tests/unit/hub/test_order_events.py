@@ -89,6 +89,25 @@ def test_what_the_stream_swallowed_is_found_by_comparing() -> None:
     assert ledger.compare([filled], [make_execution("10", "5")]) == []
 
 
+def test_an_order_that_the_venue_does_not_know_any_more_is_forgotten() -> None:
+    ledger = OrderLedger()
+    ledger.take(make_data("new", make_order(), "01A"))
+    assert ledger.open_ids == {"o1"}
+    ledger.forget("o1")
+    ledger.forget("o1")
+    assert ledger.open_ids == frozenset()
+    assert ledger.compare([], []) == []
+
+
+def test_the_ids_of_the_venue_are_kept_in_their_order_without_those_made_here() -> None:
+    ledger = OrderLedger()
+    for number in range(3):
+        ledger.take(make_data("new", make_order(f"o{number}"), f"01{number}"))
+    ledger.compare([make_order("o9")], [])
+    assert ledger.venue_ids == ["010", "011", "012"]
+    assert OrderLedger(ledger.memory).venue_ids == ["010", "011", "012"]
+
+
 def test_fills_whose_executions_are_not_known_are_told_as_one() -> None:
     ledger = OrderLedger()
     ledger.take(make_data("new", make_order(), "01A"))

@@ -101,10 +101,9 @@ def test_the_other_name_of_the_secret_is_taken() -> None:
         ({"ALPACA_STREAM_URL": "http://x"}, "'http://x' is not usable as ALPACA_STREAM_URL"),
         ({"PUBSUB_EMULATOR_HOST": "localhost"}, "'localhost' is not usable as PUBSUB_EMULATOR_HOST"),
         ({"PUBSUB_EMULATOR_HOST": "localhost:99999"}, "'localhost:99999' is not usable as PUBSUB_EMULATOR_HOST"),
-        ({"HUB_SINKS": "pubsub,redis"}, "the sink 'redis' is not part of this version"),
         (
             {"HUB_SINKS": "kafka"},
-            "'kafka' is not a sink (--sinks, HUB_SINKS): offered now is pubsub, nats, websocket, grpc",
+            "'kafka' is not a sink (--sinks, HUB_SINKS): expected some of pubsub, nats, redis, websocket, grpc",
         ),
         ({"HUB_SYMBOLS": ""}, "give --symbols or set HUB_SYMBOLS"),
         ({"HUB_SYMBOLS": "no/such/file.txt"}, "'no/such/file.txt' is neither a file nor a comma list of symbols"),
@@ -198,3 +197,39 @@ def test_no_secret_is_shown() -> None:
     settings = build_settings({**KEYS, "ALPACA_API_KEY": "visible-key", "HUB_TOKEN": "visible-token"})
     assert "visible" not in repr(settings)
     assert "visible" not in str(settings.masked())
+
+
+ACCOUNT = "0f0ee2ab-bd0d-4b7e-8bb7-0f5e4ae4c4a8"
+
+
+def test_an_account_of_the_broker_api_has_its_own_addresses() -> None:
+    environment = {**ENVIRONMENT, "HUB_SINKS": "websocket", "ALPACA_ACCOUNT_ID": ACCOUNT.upper()}
+    settings = build_settings(environment)
+    (account,) = settings.accounts
+    assert (account.account_id, account.url) == (ACCOUNT, "https://broker-api.sandbox.alpaca.markets")
+    assert settings.stream_url == "wss://stream.data.sandbox.alpaca.markets"
+    live = build_settings({**environment, "ALPACA_URL": "https://broker-api.alpaca.markets"})
+    assert [(account.environment, account.url) for account in live.accounts] == [
+        ("live", "https://broker-api.alpaca.markets")
+    ]
+    assert live.stream_url == "wss://stream.data.alpaca.markets"
+    (account,) = build_settings({**environment, "ALPACA_URL": "http://127.0.0.1:8090"}).accounts
+    assert account.url == "http://127.0.0.1:8090"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ALPACA_ACCOUNT_ID": "7"}, "ALPACA_ACCOUNT_ID '7'"),
+        ({"ALPACA_ACCOUNT_ID": ACCOUNT, "ALPACA_URL": "https://paper-api.alpaca.markets"}, "is the Trading API"),
+        ({"ALPACA_URL": "https://broker-api.sandbox.alpaca.markets"}, "set ALPACA_ACCOUNT_ID"),
+        (
+            {"ALPACA_ACCOUNT_ID": ACCOUNT, "ALPACA_LIVE_API_KEY": "k", "ALPACA_LIVE_SECRET_KEY": "s"},
+            "a paper and a live account",
+        ),
+        ({"ALPACA_ACCOUNT_ID": ACCOUNT, "ALPACA_OAUTH": "token"}, "ALPACA_OAUTH and ALPACA_ACCOUNT_ID"),
+    ],
+)
+def test_what_does_not_go_with_an_account_of_the_broker_api_is_refused(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        read_accounts({**ENVIRONMENT, **variables})

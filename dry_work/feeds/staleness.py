@@ -1,0 +1,56 @@
+"""Symbols that have gone quiet while their market is open. Pure but for the log; one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from dry_work.clock import SECOND_NS
+
+_log = structlog.get_logger(__name__)
+
+
+class StaleWatch:
+    """Sees symbols without a bar for too long."""
+
+    def __init__(self, symbols: Sequence[str], limit_ns: int, is_open: Callable[[str, int], bool] | None) -> None:
+        self._limit_ns = limit_ns
+        self._is_open = is_open
+        self._last_ns = dict.fromkeys(symbols, 0)
+        self._stale: set[str] = set()
+        self.next_look_ns = 0
+
+    def begin(self, now_ns: int) -> None:
+        """Count from `now_ns` on."""
+        self._last_ns = dict.fromkeys(self._last_ns, now_ns)
+        self.next_look_ns = now_ns + self._limit_ns
+
+    def note(self, symbol: str, now_ns: int) -> None:
+        """Note a bar."""
+        if symbol in self._last_ns:
+            self._last_ns[symbol] = now_ns
+            if symbol in self._stale:
+                self._stale.discard(symbol)
+                _log.info("symbol is back", symbol=symbol)
+
+    def look(self, now_ns: int, time_ns: int) -> int:
+        """Report symbols that are newly stale; return how many."""
+        if now_ns < self.next_look_ns:
+            return 0
+        found = 0
+        for symbol, last_ns in self._last_ns.items():
+            if symbol in self._stale or now_ns - last_ns < self._limit_ns:
+                continue
+            if self._is_open is not None and not self._is_open(symbol, time_ns):
+                self._last_ns[symbol] = now_ns  # counted anew from here
+                continue
+            self._stale.add(symbol)
+            found += 1
+            _log.warning("symbol is stale: no bar while its market is open", symbol=symbol, seconds=self._limit_s())
+        quiet = [last_ns for symbol, last_ns in self._last_ns.items() if symbol not in self._stale]
+        self.next_look_ns = min(quiet, default=now_ns) + self._limit_ns
+        return found
+
+    def _limit_s(self) -> float:
+        return self._limit_ns / SECOND_NS
