@@ -91,9 +91,11 @@ class Upstream:
 
     def cut(self) -> None:
         """Drop every connection without a word."""
-        for session in list(self.open):
+        victims = list(self.open)
+        for session in victims:
             self._loop.call_soon_threadsafe(session.socket.transport.abort)
-        wait_until(lambda: not self.open, "the connections are gone")
+        # Their client may be back before the last of them has ended.
+        wait_until(lambda: not any(session in self.open for session in victims), "the connections are gone")
 
     def mute(self) -> None:
         """Read no more from any client: no pong is answered either."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -357,6 +358,17 @@ def test_a_refused_handshake_is_an_error_of_that_feed(stack: Stack) -> None:
     stack.start_hub(["AAPL"])
     wait_until(lambda: stack.feed().state is ConnectionState.ERROR, "the feed is in error")
     assert "HTTP 401" in stack.feed().error
+    stack.upstream.http_status = 0
+    stack.upstream.wait_subscribed({"AAPL"})
+
+
+def test_after_refusals_the_next_tries_are_further_and_further_apart(stack: Stack) -> None:
+    stack.upstream.http_status = 403
+    stack.start_hub(["AAPL"], timing=UpstreamTiming(first_slow_retry_s=0.1, slow_retry_s=60.0))
+    wait_until(lambda: len(stack.upstream.handshakes) == 4, "there were three more tries")
+    times = stack.upstream.handshakes
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert [wait > least for wait, least in zip(waits, (0.09, 0.18, 0.36), strict=True)] == [True] * 3
     stack.upstream.http_status = 0
     stack.upstream.wait_subscribed({"AAPL"})
 

@@ -306,6 +306,24 @@ async def test_a_client_that_comes_back_gets_what_it_missed(stack: Stack) -> Non
     await keeper.close()
 
 
+async def test_a_client_that_asks_for_it_hears_that_market_data_may_be_missing(stack: Stack) -> None:
+    stack.start()
+    aware, plain = await log_in(f"{stack.url}/v2/iex?hub=1"), await log_in(f"{stack.url}/v2/iex")
+    for socket in (aware, plain):
+        await socket.send('{"action":"subscribe","trades":["AAPL"]}')
+        await receive(socket)
+    await asyncio.to_thread(stack.wait_subscribed, "trades", {"AAPL"})
+    await asyncio.to_thread(stack.upstream.cut)
+    assert await receive(aware) == [{"T": "hub_status", "state": "reconnecting"}]
+    assert await receive(aware) == [{"T": "hub_status", "state": "connected"}]
+    await asyncio.to_thread(stack.wait_subscribed, "trades", {"AAPL"})
+    stack.upstream.send([make_trade("AAPL", 1)])
+    assert [item["T"] for item in await receive(aware)] == ["t", "hub"]
+    assert [item["T"] for item in await receive(plain)] == ["t"]  # Alpaca's own clients hear nothing else
+    for socket in (aware, plain):
+        await socket.close()
+
+
 async def subscribe_two(stack: Stack) -> tuple[ClientConnection, ClientConnection]:
     """Return a client that reads nothing of what follows, and one that reads all."""
     stuck = await log_in(f"{stack.url}/v2/iex", max_queue=1)

@@ -215,14 +215,18 @@ async def end_tasks(tasks: Iterable[asyncio.Future[Any]], *, every_s: float = CA
     Again and again: `asyncio.wait_for`, also the client library's, takes a cancellation for nothing when what it waits
     for is done in the same moment.
     """
-    left = {task for task in tasks if not task.done()}
-    while left:
-        for task in left:
-            task.cancel()
-        done, left = await asyncio.wait(left, timeout=every_s)
+    left = set(tasks)
+    done = {task for task in left if task.done()}
+    while True:
         for task in done:
             if not task.cancelled():
                 task.exception()  # nobody else looks at it
+        left -= done
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        done, _ = await asyncio.wait(left, timeout=every_s)
 
 
 def _compress(client: Client, servers: tuple[str, ...]) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -33,9 +34,12 @@ from dry_work.wire.pubsub import encode_time, parse_time
 
 STREAM = "trade_updates"
 KEPT_EVERY_S = 1.0
+PORTION, PORTION_PAUSE_S = 32, 0.01  # of what was missed; a reader has room for 256
 OVERLAP_NS = 60 * SECOND_NS  # a comparison looks so much further back: clocks differ
 PAGE = 500
 ACTIVITY_PAGE = 100
+
+_Item = TypeVar("_Item")
 
 _log = structlog.get_logger(__name__)
 
@@ -125,9 +129,10 @@ class OrderRelay:
                     retry_in_s=round(wait_s, 2),
                 )
                 await asyncio.sleep(wait_s)
-        waiting, self._waiting = self._waiting or [], None
-        for data, raw in waiting:
-            self._take(data, raw)
+        while self._waiting:  # more may come while its readers take what there is
+            waiting, self._waiting = self._waiting, []
+            await _tell_in_portions(waiting, lambda item: self._take(*item))
+        self._waiting = None
 
     def _take(self, data: Mapping[str, Any], raw: bytes = b"") -> None:
         try:
@@ -184,8 +189,7 @@ class OrderRelay:
                 orders[order_id] = answer
         found = ledger.compare(orders.values(), await self._list_executions(since))
         self._note_found(len(found))
-        for event in found:
-            self._publish(event)
+        await _tell_in_portions(found, self._publish)
 
     async def _read_history(self) -> bool:
         """Tell what the venue's history has; return whether that is all there was."""
@@ -199,8 +203,7 @@ class OrderRelay:
         if history is None:
             return False
         before = self.ledger.told
-        for data, raw in history.events:
-            self._take(_ensure_plain(data), raw)
+        await _tell_in_portions(history.events, lambda item: self._take(_ensure_plain(item[0]), item[1]))
         self._note_found(self.ledger.told - before)
         return history.is_complete and bool(ids)  # by time alone, it cannot be told from one that begins too late
 
@@ -226,7 +229,13 @@ class OrderRelay:
             found.update((str(row.get("id")), row) for row in fresh)
             if len(rows) < PAGE or not fresh:
                 return list(found.values())
-            until = str(rows[-1].get("submitted_at"))
+            try:
+                last_ns = parse_time(str(rows[-1].get("submitted_at")))
+            except ValueError:
+                _log.warning("older orders cannot be asked for: one has no submitted_at", feed=self._account.feed)
+                return list(found.values())
+            # `until` excludes the moment itself, which may be that of further orders.
+            until = encode_time(last_ns + 1_000)
 
     async def _list_executions(self, since: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -263,6 +272,20 @@ class OrderRelay:
             _log.error("what was told of orders cannot be kept", path=str(self._memory), error=str(error))
         else:
             self._kept = content
+
+
+async def _tell_in_portions(items: Iterable[_Item], tell: Callable[[_Item], None]) -> None:
+    """Tell items with pauses, so that readers who keep up are not overrun by all that was missed at once."""
+    left = deque(items)
+    try:
+        while left:
+            for _ in range(min(PORTION, len(left))):
+                tell(left.popleft())
+            if left:
+                await asyncio.sleep(PORTION_PAUSE_S)
+    finally:
+        while left:  # the session is over: they count as told already
+            tell(left.popleft())
 
 
 def _ensure_plain(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -103,6 +103,14 @@ def test_a_reader_of_another_epoch_or_ahead_of_this_one_has_not_recovered() -> N
     assert bus.replay("stocks", [EVERY], epoch="e", offset=1).recovered
 
 
+def test_a_reader_of_another_epoch_gets_every_order_update_of_this_one_and_is_told_that_some_may_be_missing() -> None:
+    bus = Bus("e", order_history=2)
+    for number in range(3):
+        bus.publish("orders.paper", "orders", "SPY", {"event": "new"}, ts_recv_ns=1, event_id=f"id{number}")
+    replay = bus.replay("orders.paper", [("orders.paper", "orders", "*")], epoch="another", offset=77)
+    assert (replay.recovered, [event.event_id for event in replay.events]) == (False, ["id1", "id2"])
+
+
 @given(
     symbols=st.lists(st.sampled_from(["SPY", "IBM"]), max_size=40),
     offset=st.integers(0, 40),

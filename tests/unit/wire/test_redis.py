@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from typing import Any
 
@@ -25,6 +26,8 @@ from dry_work.wire.redis import (
     price_channel,
     stream_key,
 )
+
+INPUTS = int(os.environ.get("DRY_WORK_FUZZ_INPUTS", "5000"))
 
 TIME = "2021-08-04T20:00:00.123456789Z"
 TRADE = {"T": "t", "S": "AAPL", "p": 150.25, "s": 100, "t": TIME}
@@ -262,7 +265,7 @@ def test_random_registrations_are_taken_or_refused_and_never_crash() -> None:
     words: list[Any] = ["register", "AAPL", "trades", "", None, 7, [], {}, ["AAPL"], ["bars"], "x" * 200, 1e300, True]
     keys = ["action", "symbols", "ticker", "account_id", "client_id", "channels", "data", "sender"]
     taken = 0
-    for _ in range(5_000):
+    for _ in range(INPUTS):
         message = {rng.choice(keys): rng.choice(words) for _ in range(rng.randrange(6))} | {"action": "register"}
         data = bytearray(json.dumps(message).encode())
         if rng.random() < 0.3:
