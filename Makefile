@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check bench deploy-demo kill-matrix fault-matrix image-test clean
+.PHONY: run test check bench deploy-demo kill-matrix fault-matrix hub-matrix replay-matrix soak image-test clean
 
 run: $(STAMP)
 	$(BIN)/dry-work run --symbols symbols.txt --local --speed max --report report.html
@@ -28,6 +28,18 @@ kill-matrix: $(STAMP)
 # Every fault of a venue, alone and in pairs; minutes.
 fault-matrix: $(STAMP)
 	$(BIN)/python -m tests.faults.fault_matrix --jobs 4
+
+# The hub's upstreams, servers and clients at their worst, while fifty programs listen; a quarter of an hour.
+hub-matrix: $(STAMP)
+	$(BIN)/python -m tests.faults.hub_matrix
+
+# Runs killed at random moments, and replayed from what they recorded; minutes.
+replay-matrix: $(STAMP)
+	$(BIN)/python -m tests.faults.replay_matrix --kills 50
+
+# Ten simulated weeks of 100 symbols with outages and restarts; about an hour.
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak.soak
 
 # The runtime image, built and run as a pod would; as root, with buildah and debootstrap; minutes.
 image-test: $(STAMP)

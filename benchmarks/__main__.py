@@ -14,7 +14,7 @@ import structlog
 
 from benchmarks.table import Row, format_table
 
-NAMES = ("latency", "idle", "pubsub", "startup", "slices", "backtest", "sweep")
+NAMES = ("latency", "idle", "pubsub", "startup", "slices", "backtest", "sweep", "memory", "flight", "hub")
 
 
 def run(names: Sequence[str], *, tiny: bool) -> list[Row]:

@@ -17,6 +17,7 @@ DryWorkError
 │   └── BrokerUnavailableError  retried with backoff
 ├── HubError               the hub or one of its sinks
 ├── LeaseHeldError         the agent id or the state directory belongs to a running process; exit 2
+├── LookBackError          a line was read further back than it is kept; the run stops with 1
 └── StrategyError          the user's strategy raised; the run stops with 1
 """
 
@@ -158,6 +159,10 @@ class HubError(DryWorkError):
 
 class LeaseHeldError(ConfigError):
     """Another running process holds this agent id or state directory. Handled by the command line: exit 2."""
+
+
+class LookBackError(DryWorkError):
+    """A line was read further back than it is kept. Handled by the runner: the run stops with 1."""
 
 
 class StrategyError(DryWorkError):

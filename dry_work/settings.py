@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+import sys
 import tomllib
 import uuid
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ DEFAULT_STATE_DIR = Path(".dry-work")
 DEFAULT_SYMBOLS = Path("symbols.txt")
 
 FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")  # ways of market data
+WHOLE_LINES = sys.maxsize  # as a look-back
 DEFAULT_WEBSOCKET_URL = "ws://127.0.0.1:8099"
 DEFAULT_GRPC_ENDPOINT = "http://localhost:50052"
 
@@ -98,6 +100,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     resample: tuple[TimeFrame, ...] = ()
     extra_fields: tuple[str, ...] = ()
     warmup: int = 0  # bars of history for each symbol
+    lookback: int | None = None  # bars that each line holds in memory at least; None: as the strategy says
     forward_prenext: bool = False
     data: tuple[str, ...] = ()  # recordings of a local run; none: the synthetic day
     speed: float | None = None  # data seconds a second of a local run; None is lock-step
@@ -158,6 +161,20 @@ def parse_feed(text: str) -> str:
     if name not in FEEDS:
         raise ConfigError(f"--feed {text!r} (DRY_WORK_FEED): expected one of {', '.join(FEEDS)}")
     return name
+
+
+def parse_lookback(value: object, *, name: str = "--lookback") -> int:
+    """Return how many bars a line holds in memory at least, `WHOLE_LINES` for `all`.
+
+    Raises:
+        ConfigError: when it is neither a number from 1 on nor `all`.
+    """
+    if value == "all":
+        return WHOLE_LINES
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConfigError(f"{name} {value!r}: expected a number of bars from 1 on, or all")
+    return number
 
 
 def parse_cash(text: str) -> Decimal:
@@ -365,7 +382,7 @@ _BACKTEST_KEYS = (
     "commission", "end", "engine", "fees", "guard", "max_volume", "recorded", "slippage", "source", "start",
 )  # fmt: skip
 TOML_KEYS = {
-    "run": (*_SHARED_KEYS, "agent_id", "feed", "speed", "state_dir"),
+    "run": (*_SHARED_KEYS, "agent_id", "feed", "lookback", "speed", "state_dir"),
     "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
     "risk": (*SETTING_NAMES, "off"),
 }

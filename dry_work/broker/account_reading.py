@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from dry_work.broker.desk import OrderDesk
+from dry_work.broker.flight import BooksView, HeldView, OpenView
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.venue_link import VenueLink
 from dry_work.market.symbols import contract_size
@@ -14,6 +16,7 @@ class AccountReading:
     """Cash, value and positions of a broker."""
 
     _book: PositionBook
+    _desk: OrderDesk
     _link: VenueLink | None
     _datas: Callable[[], list[Any]]
 
@@ -44,6 +47,20 @@ class AccountReading:
     def position_of(self, symbol: str) -> float:
         """Return the signed quantity held of a symbol, in any spelling."""
         return float(self._book.held(symbol).qty)
+
+    def view_books(self) -> BooksView:
+        """Return the books as they are now."""
+        books = self._book.books
+        held = ((key, books.position(key)) for key in sorted(books.symbols))
+        return BooksView(
+            cash=books.cash,
+            positions=tuple(HeldView(key, each.qty, each.price) for key, each in held if each.qty),
+            open_orders=tuple(
+                OpenView(name, ticket.phase.value, books.filled_qty(ticket.venue_name))
+                for name, ticket in sorted(self._desk.open.items())
+            ),
+            orders=self._desk.retired.order_count,
+        )
 
     def refresh_account(self) -> None:
         """Ask for a snapshot of the account, which a later `next` takes over. In lock-step there are none."""

@@ -27,6 +27,7 @@ from dry_work.broker.differences import (
     halt_for,
     mark_position,
 )
+from dry_work.broker.flight import JOURNAL_BOOKS, NO_FLIGHT, Flight
 from dry_work.broker.halts import SymbolHalts
 from dry_work.broker.journal import Journal
 from dry_work.broker.journal_books import ForeignOrder, MarkCause, PositionMark
@@ -61,6 +62,7 @@ class AccountWatch:
         ask: asks for another snapshot, with the orders of these symbols.
         write: calls something that writes to the journal, behind what is to be written already.
         time_ns: time of the machine.
+        flight: what is read from the journal passes it, since another thread writes there.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class AccountWatch:
         write: Callable[[Callable[[], None]], None],
         time_ns: Callable[[], int],
         counters: Counter[str],
+        flight: Flight = NO_FLIGHT,
     ) -> None:
+        self._flight = flight
         self._agent = agent
         self._journal = journal
         self._book = book
@@ -155,6 +159,8 @@ class AccountWatch:
         order = event.order
         if not order.symbol:
             return
+        if fill is None and self._is_ours(order):
+            return  # told again of an order that was let go of, or of an earlier run
         if order.id not in self._seen:
             self._apply(
                 MarkForeign(order=order, owner=describe_owner(order, self._agent), is_new=True),
@@ -183,8 +189,12 @@ class AccountWatch:
         text = f"taken back: {order.side.value} {abs(fill.qty):f} at {fill.price:f}"
         self._note("bust", order.symbol, text, order.client_order_id)
 
+    def note_retired(self, names: Iterable[str]) -> None:
+        """Take note of orders of this run that were let go of: from now on they are like those of earlier ones."""
+        self._totals.update((name, self._book.books.filled_qty(name)) for name in names)
+
     def is_journalled(self, client_order_id: str) -> bool:
-        """Tell whether an order is one of ours of an earlier run."""
+        """Tell whether an order is one of ours of an earlier run, or was let go of."""
         return client_order_id in self._totals
 
     def flush(self) -> None:
@@ -284,7 +294,7 @@ class AccountWatch:
         order = missed.order
         if self._desk.take_total(order):
             return
-        books = read_books(self._journal.path)
+        books = self._flight.answer(JOURNAL_BOOKS, lambda: read_books(self._journal.path))
         names = books.fill_orders
         known = [
             msgspec.structs.replace(fill, client_order_id=names.get(fill.execution_id, fill.client_order_id))

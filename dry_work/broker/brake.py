@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -128,6 +128,10 @@ class Brake:
     def allow(self, client_order_id: str) -> None:
         """Take note of an order that can only shrink a position: it may leave while the state is reducing."""
         self._shrinking.add(client_order_id)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of orders that have ended."""
+        self._shrinking.difference_update(names)
 
     def judge(self, client_order_id: str) -> Breach | None:
         """Return why an order must not leave now. Called right before its request, by the order worker."""

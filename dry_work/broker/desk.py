@@ -22,11 +22,11 @@ from dry_work.broker.outcomes import (
     OrderTaken,
     OrderUnresolved,
     Outcome,
-    ReplacementRefused,
     ReplacementTaken,
 )
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.replacements import Replacements
+from dry_work.broker.retired import RetiredOrders
 from dry_work.broker.tickets import Ticket
 from dry_work.broker.trade_fills import build_fill, build_reversal
 from dry_work.errors import InsufficientFundsError, RiskRefusedError
@@ -114,6 +114,14 @@ class OrderDesk:
         self._doubtful: set[str] = set()  # orders of which a snapshot said something else than the stream
         self._cleared: set[str] = set()  # orders that were looked up for such a doubt, in vain
         self._adopted: dict[str, str] = {}  # last event id whose position was taken over, by symbol
+        self.retired = RetiredOrders(
+            tickets=self.tickets,
+            names=self._names,
+            ids=self._ids,
+            by_ref=self._by_ref,
+            doubtful=self._doubtful,
+            notices=self.notices,
+        )
         self.changes = OrderChanges(
             broker=broker,
             book=book,
@@ -142,6 +150,7 @@ class OrderDesk:
         self.tickets[ticket.client_order_id] = ticket
         self._names[ticket.client_order_id] = ticket
         self._by_ref[ticket.order.ref] = ticket
+        self.retired.add(ticket)
 
     def add_name(self, name: str, ticket: Ticket) -> None:
         """Let another client order id stand for an order."""
@@ -173,6 +182,10 @@ class OrderDesk:
         """Apply what has come from the venue."""
         if isinstance(item, TradeEvent):
             self._take_event(item)
+        elif isinstance(item, AccountState):
+            self._take_state(item)
+        elif item.client_order_id not in self._names:
+            _log.info("an answer about an order that was let go of", client_order_id=item.client_order_id)
         elif isinstance(item, OrderTaken):
             self._take_answer(item)
         elif isinstance(item, OrderRefused):
@@ -185,10 +198,8 @@ class OrderDesk:
             self._take_look_up(item)
         elif isinstance(item, ReplacementTaken):
             self._note_ids(self._names[item.client_order_id], item.order)
-        elif isinstance(item, ReplacementRefused):
-            self.replacements.take_refusal(self._names[item.client_order_id], item)
         else:
-            self._take_state(item)
+            self.replacements.take_refusal(self._names[item.client_order_id], item)
 
     def lapse(self, ticket: Ticket) -> None:
         """End an order whose time passed before it could be sent."""
@@ -337,6 +348,7 @@ class OrderDesk:
             return
         if self.watch.is_journalled(order.client_order_id):
             self.changes.write_down_fill(fill)
+            self.changes.fill_rows.take_back(fill.previous_execution_id)
             self.watch.note_bust(order, fill)
         else:
             self.watch.note_event(event, fill)

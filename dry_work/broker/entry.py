@@ -14,6 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from dry_work.broker.desk import OrderDesk
+from dry_work.broker.flight import NO_FLIGHT, WITHDRAWN, Flight
 from dry_work.broker.gateway import OrderGateway
 from dry_work.broker.journal import JournalSession
 from dry_work.broker.order_objects import ID_FACT, describe_placed
@@ -47,6 +48,7 @@ class OrderEntry:
         time_ns: returns the time of the clock.
         wake: lets the engine come round again soon.
         alpaca_rules: prices are brought on their ticks, orders through zero are split, the hours of orders count.
+        flight: what is read from other threads passes it.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class OrderEntry:
         time_ns: Callable[[], int],
         wake: Callable[[], None],
         alpaca_rules: bool,
+        flight: Flight = NO_FLIGHT,
     ) -> None:
+        self._flight = flight
         self._broker = broker
         self._desk = desk
         self._book = book
@@ -268,7 +272,7 @@ class OrderEntry:
         if breach is not None:
             self._reject(ticket, breach)
             return
-        if not first.hold.withdraw():
+        if not self._flight.read(WITHDRAWN, first.hold.withdraw()):
             reason = "the order that it names has been sent by now: place both right after another"
             self._reject(ticket, Refusal(RefusalCode.LINKED, reason, "oco_sent"))
             return

@@ -7,6 +7,7 @@ venue refused is never repeated. Outcomes go to `on_outcome`, which is called on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import random
@@ -18,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from dry_work.broker.flight import LOOK_UP, NO_FLIGHT, Flight, describe_task
 from dry_work.broker.gateway_tasks import (
     CancelTask,
     LookUpTask,
@@ -82,6 +84,7 @@ class OrderGateway:
         attempts: of one request.
         order_age_s: an order that could not be sent for so long is refused instead.
         judge: returns why an order must not leave, by its client order id; asked right before each request.
+        flight: is told of what is decided.
     """
 
     def __init__(
@@ -99,9 +102,11 @@ class OrderGateway:
         first_wait_s: float = FIRST_WAIT_S,
         order_age_s: float = ORDER_AGE_S,
         judge: Callable[[str], Breach | None] = lambda _name: None,
+        flight: Flight = NO_FLIGHT,
     ) -> None:
         self._venue = venue
         self._journal = journal
+        self._flight = flight
         self._on_outcome = on_outcome
         self._on_failure = on_failure
         self._agent = agent
@@ -217,7 +222,7 @@ class OrderGateway:
         Raises:
             BrokerError: the venue did not answer.
         """
-        return self._names.look_up(client_order_id, whole=True)
+        return self._flight.answer(LOOK_UP, lambda: self._names.look_up(client_order_id, whole=True))
 
     def replace(
         self,
@@ -275,8 +280,15 @@ class OrderGateway:
         """Call with the venue, behind what was asked for so far."""
         self._put(RunTask(call))
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of orders that have ended; from any thread."""
+        self._names.forget(names)
+
     def _put(self, task: Task) -> None:
         self.release()
+        decision = describe_task(task)
+        if decision is not None:
+            self._flight.decide(decision)
         item = (task, time.monotonic())
         with self._lock:
             # What was written down already changes nothing at the venue, and everything else stays in its order.
@@ -284,6 +296,14 @@ class OrderGateway:
                 self._kept.append(item)
             else:
                 self._tasks.put(item)
+
+    def work_off(self, *, drop: bool = False) -> None:
+        """Do on the caller's thread what is asked for by now, or drop it; for a worker that was not started."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                task, since_s = self._tasks.get_nowait()
+                if task is not None and not drop:
+                    self._work(task, since_s)
 
     # The thread
 

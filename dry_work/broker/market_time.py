@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from dry_work.broker.desk import OrderDesk
 from dry_work.broker.entry import OrderEntry
@@ -17,10 +18,12 @@ class MarketTime:
 
     Args:
         clock: where the time comes from while no slice has said it.
+        monotonic: seconds of a clock that never goes back.
     """
 
-    def __init__(self, clock: Clock, *, lockstep: bool) -> None:
+    def __init__(self, clock: Clock, *, lockstep: bool, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._monotonic = monotonic
         self._lockstep = lockstep
         self._slice_end_ns = 0
         self._slice_seen_s = 0.0
@@ -32,14 +35,14 @@ class MarketTime:
 
     def note_slice(self, end_ns: int) -> None:
         """Take note of the slice at hand."""
-        self._slice_seen_s = time.monotonic()
+        self._slice_seen_s = self._monotonic()
         self._slice_end_ns = end_ns
 
     def now_ns(self) -> int:
         """Return the market's time. Thread-safe."""
         if not self._slice_end_ns:
             return self._clock.time_ns()
-        passed_s = 0.0 if self._lockstep else time.monotonic() - self._slice_seen_s
+        passed_s = 0.0 if self._lockstep else self._monotonic() - self._slice_seen_s
         return self._slice_end_ns + round(passed_s * SECOND_NS)
 
     def has_lapsed(self, ticket: Ticket) -> bool:

@@ -97,6 +97,10 @@ class Notices:
             self.is_changed = True
             self._wake()
 
+    def is_unsettled(self, ticket: Ticket) -> bool:
+        """Tell whether a strategy has not heard all of an order."""
+        return ticket.client_order_id in self._unsettled
+
     def note_number(self, session: str, number: int) -> None:
         """Take note of the last number of a session."""
         self._numbers[session] = max(number, self._numbers.get(session, 0))

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from dry_work.broker.notices import Notices
 from dry_work.broker.order_objects import build_correction, is_without_bar, take_back_execution
 from dry_work.broker.positions import PositionBook
+from dry_work.broker.retired import FillRows
 from dry_work.broker.tickets import Ticket, execute_order, fill_record
 from dry_work.feeds.base import line_time
 from dry_work.orders.books import Fill, PositionChange
@@ -50,7 +51,7 @@ class OrderChanges:
         send: Callable[[Ticket, OrderRequest, int], None],
         lockstep: bool,
     ) -> None:
-        self.fill_records: list[dict[str, object]] = []
+        self.fill_rows = FillRows()
         self._broker = broker
         self._book = book
         self._notices = notices
@@ -60,7 +61,6 @@ class OrderChanges:
         self._look_up = look_up
         self._send = send
         self._lockstep = lockstep
-        self._records: dict[str, dict[str, object]] = {}  # of `fill_records`, by execution id
         self._new_fills: list[Fill] = []
         self._new_names: dict[str, str] = {}
         self._new_ends: list[tuple[str, str]] = []
@@ -112,8 +112,7 @@ class OrderChanges:
         ticket.filled += change.fill.qty
         self.write_down(change.fill, ticket)
         record = fill_record(self._new_fills[-1], symbol=ticket.symbol, commission=commission)
-        self.fill_records.append(record)
-        self._records[change.fill.execution_id] = record
+        self.fill_rows.add(change.fill.execution_id, record)
 
     def take_back(self, ticket: Ticket, fill: Fill) -> bool:
         """Undo an execution of an order, which is told as it is then; False when that was done before.
@@ -126,9 +125,7 @@ class OrderChanges:
         order = ticket.order
         ticket.filled += fill.qty
         self.write_down(fill, ticket)
-        record = self._records.pop(fill.previous_execution_id, None)
-        if record is not None:
-            self.fill_records.remove(record)
+        self.fill_rows.take_back(fill.previous_execution_id)
         comminfo = self._commission_of(order.data)
         take_back_execution(order, fill, comminfo)
         if ticket.phase is Phase.PARTIAL and not ticket.filled:

@@ -59,6 +59,14 @@ class OrderNames:
         self._renamed.add(name)
         self._ids[name] = order_id
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of orders that have ended, by our names; from any thread."""
+        for name in names:
+            self._ids.pop(name, None)
+            self._heads.pop(name, None)
+            self._groups.pop(name, None)
+            self._renamed.discard(name)
+
     def find_id(self, name: str) -> str | None:
         """Return the venue's id of an order of ours, None when the venue does not have it.
 

@@ -6,6 +6,7 @@ the venue's words into an inbox, `next` lets `desk` apply them, `buy` and `sell`
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -28,6 +29,16 @@ from dry_work.broker.closing import PositionCloser
 from dry_work.broker.delivery import Delivery, build_seeds
 from dry_work.broker.desk import OrderDesk
 from dry_work.broker.entry import OrderEntry
+from dry_work.broker.flight import (
+    NO_FLIGHT,
+    SESSION,
+    STEADY_CLOCK,
+    TROUBLE,
+    Flight,
+    FlightCache,
+    FlightClock,
+    Told,
+)
 from dry_work.broker.halts import SymbolHalts
 from dry_work.broker.journal import AccountRecord, Journal, RiskRecord
 from dry_work.broker.market_time import MarketTime
@@ -101,6 +112,8 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
       - ``rules`` (default: ``None``): ``alpaca`` brings prices on their ticks, splits orders that go through zero and
         knows the hours of orders; ``backtrader`` sends orders as they are, to a simulated exchange that fills like
         Backtrader's own broker. Without one it is the latter in lock-step
+
+      - ``flight`` (default: ``None``): a `Flight` that everything from outside passes
     """
 
     params = (
@@ -122,6 +135,7 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         ("risk", RiskLimits()),
         ("mode", None),
         ("rules", None),
+        ("flight", None),
     )
 
     def __init__(self) -> None:
@@ -138,7 +152,9 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             timeout_s=self.p.request_timeout_s,
         )
         self._url = self._venue.url
-        self._clock: Clock = self.p.clock or SystemClock()
+        self._flight: Flight = self.p.flight or NO_FLIGHT
+        self._own_clock: Clock = self.p.clock or SystemClock()
+        self._clock: Clock = FlightClock(self._own_clock, self._flight)
         self._lockstep = bool(self.p.lockstep)
         if self.p.rules not in (None, "alpaca", "backtrader"):
             raise ConfigError(f"rules {self.p.rules!r}: expected alpaca or backtrader")
@@ -158,12 +174,12 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         self.counters: Counter[str] = Counter()
         self._cache = AccountCache()
         self._book = PositionBook()
-        self._time = MarketTime(self._clock, lockstep=self._lockstep)
+        self._time = MarketTime(self._clock, lockstep=self._lockstep, monotonic=self._monotonic)
         self._delivery = Delivery(lambda: getattr(self, "cerebro", None))
         self._desk = OrderDesk(
             broker=self,
             book=self._book,
-            cache=self._cache,
+            cache=FlightCache(self._cache, self._flight),
             commission_of=self.getcommissioninfo,
             look_up=self._look_up,
             refresh=self.refresh_account,
@@ -185,13 +201,14 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             broker=self,
             desk=self._desk,
             book=self._book,
-            trouble=lambda: self._trouble,
+            trouble=lambda: self._flight.read(TROUBLE, self._trouble),
             check_risk=self._check,
             has_lapsed=self._time.has_lapsed,
             market_ns=self._time.now_ns,
             time_ns=self._clock.time_ns,
             wake=self._wake,
             alpaca_rules=self._alpaca_rules,
+            flight=self._flight,
         )
         self._is_seeded = False
         self._adopted: tuple[str, ...] = ()  # orders of earlier runs that have no owner yet
@@ -219,16 +236,7 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
 
     def _connect(self) -> None:
         desk = self._desk
-        self._link = VenueLink(
-            venue=self._venue,
-            refresh_s=None if self._lockstep else self.p.refresh_s,
-            wakeup=self.p.wakeup or Wakeup(),
-            cache=self._cache,
-            open_orders=desk.open_names,
-            is_due=lambda: self._time.is_due(self._entry.next_valid),
-            on_failure=self._fail,
-            counters=self.counters,
-        )
+        self._link = self._open_link()
         state, now_ns = self._link.connect()
         increments: dict[str, Decimal] = {}
         if self._alpaca_rules:
@@ -238,7 +246,9 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         if journal is None:
             journal = self._own_journal = Journal(DEFAULT_JOURNAL)
         books = read_books(journal.path)
-        session = journal.mint_session(self.p.agent, session=self.p.session, started_ns=now_ns)
+        session = self._flight.answer(
+            SESSION, lambda: journal.mint_session(self.p.agent, session=self.p.session, started_ns=now_ns)
+        )
         self._risk = self._build_risk(journal, state)
         self._gateway = self._link.open_gateway(
             journal,
@@ -271,6 +281,7 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             write=self._write,
             time_ns=self._clock.time_ns,
             counters=self.counters,
+            flight=self._flight,
         )
         adoption = Adoption(
             books,
@@ -294,9 +305,8 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         state = adoption.run(state)
         self._adopted = tuple(desk.tickets)
         if self._risk is not None:
-            risk = self._risk
-            risk.take_state(state)
-            risk.brake.start(lambda: risk.prepare(now_ns))
+            self._risk.take_state(state)
+            self._start_brake(self._risk, now_ns)
         if self._keeps_told:
             self._gateway.keep_back()
         recorded = self._write_progress(journal)
@@ -305,6 +315,29 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         self.startingcash = float(state.account.cash)
         self.startingvalue = float(state.account.equity)
         self._link.begin()
+
+    def _open_link(self) -> VenueLink:
+        return VenueLink(
+            venue=self._venue,
+            refresh_s=None if self._lockstep else self.p.refresh_s,
+            wakeup=self.p.wakeup or Wakeup(),
+            cache=self._cache,
+            open_orders=self._desk.open_names,
+            is_due=lambda: self._time.is_due(self._entry.next_valid),
+            on_failure=self._fail,
+            counters=self.counters,
+            flight=self._flight,
+        )
+
+    def _open_brake_api(self) -> VenueApi:
+        # A connection of its own, so that the brake works while the others wait.
+        return self._venue.open_api(priority=Priority.BRAKE, patience_s=0.0)
+
+    def _start_brake(self, risk: RiskDesk, now_ns: int) -> None:
+        risk.brake.start(lambda: risk.prepare(now_ns))
+
+    def _monotonic(self) -> float:
+        return self._flight.read(STEADY_CLOCK, time.monotonic())
 
     def _write_progress(self, journal: Journal) -> list[Fill]:
         """Write down, before anything else, what has happened while nobody traded; return the fills."""
@@ -326,15 +359,14 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         journal.record_account(AccountRecord(agent=self.p.agent, account_id=state.account.id, url=self._url, mode=mode))
         if self.p.risk is None:
             return None
-        # A connection of its own, so that the brake works while the others wait.
-        self._brake_api = self._venue.open_api(priority=Priority.BRAKE, patience_s=0.0)
+        self._brake_api = self._open_brake_api()
         link, desk = self._link, self._desk
         brake = Brake(
             journal,
             self._brake_api,
             agent=self.p.agent,
             limits=self.p.risk,
-            clock=self._clock,
+            clock=self._own_clock,
             lockstep=self._lockstep,
             is_sending=lambda: link is not None and link.gateway is not None and link.gateway.is_sending,
             on_change=self._wake,
@@ -351,6 +383,7 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             tell=self._tell_risk,
             lockstep=self._lockstep,
             counters=self.counters,
+            flight=self._flight,
         )
 
     # What a strategy keeps
@@ -385,7 +418,7 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             self._gateway.let_go()
 
     def order_by_client_id(self, client_order_id: str) -> Any:
-        """Return an open order, or one of this run, by its `order.info.client_order_id`, which survives restarts.
+        """Return an open order, or a newer one of this run, by its `order.info.client_order_id`; it survives restarts.
 
         None when there is none. To be used from the start on, also in `load_state`.
         """
@@ -475,7 +508,19 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
 
     def get_notification(self) -> Any:
         """Return the next notification, None after the last one up to `next`."""
-        return self._delivery.next_notification()
+        order = self._delivery.next_notification()
+        if order is not None:
+            ticket = self._desk.find(order)
+            told = Told(
+                client_order_id=ticket.client_order_id if ticket is not None else "",
+                status=order.getstatusname(),
+                executed=order.executed.size,
+                symbol=symbol_of(order.data),
+                size=order.created.size,
+                reason=str(order.info.get("reject_reason", "")),
+            )
+            self._flight.tell(told)
+        return order
 
     def next(self) -> None:
         """Take over what has come from the venue, in the order in which it came."""
@@ -488,8 +533,9 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         for ticket in self._entry.take_lapsed():
             self._desk.lapse(ticket)
         inbox = self._link.inbox if self._link is not None else deque()
+        self._flight.begin_next(inbox)
         while inbox:
-            item = inbox.popleft()
+            item = self._flight.take(inbox)
             if isinstance(item, AccountState) and self._risk is not None:
                 self._risk.take_state(item)
             self._desk.take(item)
@@ -502,10 +548,20 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             self._gateway.record(fills, ends, at_ns=self._time.now_ns(), order_names=names)
         if self._watch is not None:
             self._watch.flush()
+            self._let_go(self._watch)
         if self._risk is not None:
             self._risk.watch(self._time.now_ns())
         self._delivery.tell_notes()
         self._delivery.extend(self._desk.notices.release())
+
+    def _let_go(self, watch: AccountWatch) -> None:
+        """Let go of orders that ended long ago."""
+        names = self._desk.retired.let_go(len(self._desk.open))
+        if names:
+            watch.note_retired(names)
+            self._gateway.forget(names)
+            if self._risk is not None:
+                self._risk.brake.forget(names)
 
     def _seed(self) -> None:
         """Tell the strategy's trades, once, of the positions that were there before it."""
@@ -562,8 +618,8 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
     @property
     def order_count(self) -> int:
         """Orders placed so far, refused ones too."""
-        return len(self._desk.tickets)
+        return self._desk.retired.order_count
 
     def results(self) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
         """Return the orders, in order of submission, and their fills, in order of execution."""
-        return [ticket.record() for ticket in self._desk.tickets.values()], list(self._desk.changes.fill_records)
+        return self._desk.retired.rows(), self._desk.changes.fill_rows.rows()

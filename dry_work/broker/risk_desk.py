@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from dry_work.broker.account import AccountState
 from dry_work.broker.brake import Brake
+from dry_work.broker.flight import NO_FLIGHT, REAL_TIME, RISK_RECORD, RISK_STATE, WALL_CLOCK, Decision, Flight
 from dry_work.broker.journal import Journal, RiskRecord
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.tickets import Ticket, position_key
@@ -54,6 +55,7 @@ class RiskDesk:
         datas: returns Backtrader's datas.
         tell: takes every change of the state, on the engine's thread.
         lockstep: the market waits, so that no data is stale.
+        flight: what is read from other threads passes it.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class RiskDesk:
         tell: Callable[[RiskRecord], None],
         lockstep: bool,
         counters: Counter[str],
+        flight: Flight = NO_FLIGHT,
     ) -> None:
+        self._flight = flight
         self.limits = limits
         self.brake = brake
         self._gate = RiskGate(limits, state=brake.state, marks=journal.marks())
@@ -125,10 +129,10 @@ class RiskDesk:
             now_ns: the market's time.
             replaces: client order id of the open order that it replaces.
         """
-        if self._is_real_time:
+        if self._flight.read(REAL_TIME, self._is_real_time):
             # The market's time follows the slices, so that late ones would pass for new ones.
-            now_ns = max(now_ns, self.brake.clock.time_ns())
-        self._gate.state = self.brake.state
+            now_ns = max(now_ns, self._flight.read(WALL_CLOCK, self.brake.clock.time_ns()))
+        self._gate.state = self._state()
         portfolio = self._portfolio
         if portfolio is None:
             portfolio = self._portfolio = self._measure()
@@ -150,7 +154,7 @@ class RiskDesk:
     def watch(self, now_ns: int) -> None:
         """Follow the brake and, unless limits of losses are off, the equity. Called when anything may have changed."""
         self._portfolio = None
-        record = self.brake.record
+        record = self._flight.read(RISK_RECORD, self.brake.record)
         if record.id != self._told_id:
             self._told_id = record.id
             if record.state is RiskState.ACTIVE:
@@ -162,12 +166,14 @@ class RiskDesk:
         breach = self._gate.observe(self._equity(), now_ns)
         self.brake.marks = self._gate.marks
         if breach is not None:
-            self._gate.state = self.brake.state
+            state = self._gate.state = self._state()
             command = _COMMANDS[limits.loss_action]
-            if self.brake.state is RiskState.ACTIVE or (
-                self.brake.state is RiskState.REDUCING and command is not RiskCommand.REDUCE
-            ):
+            if state is RiskState.ACTIVE or (state is RiskState.REDUCING and command is not RiskCommand.REDUCE):
+                self._flight.decide(Decision(kind="brake", command=f"{command.value}: {breach}"))
                 self.brake.change(command, reason=str(breach), who=f"limit:{breach.limit.value}")
+
+    def _state(self) -> RiskState:
+        return self._flight.read(RISK_STATE, self.brake.state)
 
     # The account, from the books
 

@@ -20,6 +20,7 @@ from dry_work.backoff import CAP_S, Backoff
 from dry_work.broker.account import AccountCache, AccountKeeper, AccountState, fetch_account
 from dry_work.broker.account_history import fetch_executions, fetch_history
 from dry_work.broker.desk import DeskItem
+from dry_work.broker.flight import ACCOUNT, CONNECT, EXECUTIONS, HISTORY, INCREMENTS, NO_FLIGHT, Flight
 from dry_work.broker.gateway import OrderGateway
 from dry_work.broker.journal import Journal, JournalSession
 from dry_work.errors import BrokerError, BrokerUnavailableError, CodecError
@@ -50,6 +51,7 @@ class VenueLink:
         on_failure: takes the error of a thread that died.
         refresh_s: seconds between snapshots of the account. None is lock-step with the simulated exchange: no
             snapshots, and the stream tells of slices.
+        flight: is told of what arrives.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class VenueLink:
         is_due: Callable[[], bool],
         on_failure: Callable[[BaseException], None],
         counters: Counter[str],
+        flight: Flight = NO_FLIGHT,
     ) -> None:
         self.inbox: deque[DeskItem] = deque()
+        self._flight = flight
         self._wakeup = wakeup
         self._cache = cache
         self._open_orders = open_orders
@@ -102,6 +106,9 @@ class VenueLink:
             VenueAuthError: the credentials were refused.
             BrokerUnavailableError: the venue did not answer, or its stream did not listen, in time.
         """
+        return self._flight.answer(CONNECT, self._connect)
+
+    def _connect(self) -> tuple[AccountState, int]:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         now_ns = _repeat(self._account_api.clock_ns, deadline_s)
         self._stream.start()
@@ -118,6 +125,9 @@ class VenueLink:
 
     def price_increments(self, symbols: Iterable[str]) -> dict[str, Decimal]:
         """Return the steps of the prices of these symbols, as far as the venue says them. Before `open_gateway`."""
+        return self._flight.answer(INCREMENTS, lambda: self._price_increments(symbols))
+
+    def _price_increments(self, symbols: Iterable[str]) -> dict[str, Decimal]:
         found: dict[str, Decimal] = {}
         for symbol in symbols:
             try:
@@ -150,6 +160,7 @@ class VenueLink:
             session=session,
             consumer=consumer,
             judge=judge,
+            flight=self._flight,
         )
         return self.gateway
 
@@ -165,10 +176,16 @@ class VenueLink:
         Raises:
             BrokerError: the venue did not answer in time.
         """
+        return self._flight.answer(ACCOUNT, self._fetch_state)
+
+    def _fetch_state(self) -> AccountState:
         return _repeat(lambda: self._fetch(self._cache.fills_received), time.monotonic() + START_TIMEOUT_S)
 
     def fetch_executions(self, *, since_ns: int) -> list[Execution]:
         """Return the account's executions since then, none when the venue does not list them; before `begin`."""
+        return self._flight.answer(EXECUTIONS, lambda: self._fetch_executions(since_ns))
+
+    def _fetch_executions(self, since_ns: int) -> list[Execution]:
         try:
             return fetch_executions(self._account_api, since_ns=since_ns)
         except BrokerError as error:
@@ -177,6 +194,9 @@ class VenueLink:
 
     def fetch_history(self, symbols: Iterable[str]) -> list[VenueOrder] | None:
         """Return the newest orders of these symbols, of all states; None when the venue did not answer."""
+        return self._flight.answer(HISTORY, lambda: self._fetch_history(symbols))
+
+    def _fetch_history(self, symbols: Iterable[str]) -> list[VenueOrder] | None:
         try:
             return fetch_history(self._account_api, symbols)
         except BrokerError as error:
@@ -233,11 +253,13 @@ class VenueLink:
     def _on_event(self, event: TradeEvent) -> None:
         if event.execution_id or event.price is not None:
             self._cache.fills_received += 1
+        self._flight.arrive(event)
         self.inbox.append(event)
         self._last_event_id = max(self._last_event_id, event.event_id)
         self._wakeup.set()
 
     def _put(self, item: DeskItem) -> None:
+        self._flight.arrive(item)
         self.inbox.append(item)
         self._wakeup.set()
 

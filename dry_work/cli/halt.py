@@ -46,24 +46,21 @@ def command(agent: str | None, state_dir: str | None, reason: str, release: bool
     return 0 if done else 1
 
 
-def build_operator(agent: str | None, state_dir: str | None) -> Any:
+def build_operator(agent: str | None, state_dir: str | None, tell: Callable[[str], None] = click.echo) -> Any:
     """Return the operator of an agent.
+
+    Args:
+        tell: takes lines for people.
 
     Raises:
         ConfigError: there is no such agent, or several.
     """
     from dry_work import settings as s
-    from dry_work.broker.operator import Operator, find_agent
+    from dry_work.broker.operator import Operator
     from dry_work.orders.risk_limits import RiskLimits
 
     folder = Path.cwd()
     environment = s.read_environment(folder)
-    toml = s.read_toml(folder / "dry-work.toml")
-    named = agent or s.read_variable(environment, "AGENT_ID") or str(toml.get("agent_id", "")) or None
-    given = state_dir or toml.get("state_dir")
-    roots = [Path(given)] if given else [s.DEFAULT_STATE_DIR]
-    if not given and s.POD_STATE_DIR.is_dir():
-        roots.append(s.POD_STATE_DIR)
 
     def choose_credentials(mode: str) -> s.Credentials:
         if mode == "local":
@@ -74,9 +71,29 @@ def build_operator(agent: str | None, state_dir: str | None) -> Any:
 
     limits = s.parse_risk(s.read_toml(folder / "dry-work.toml", "risk"), local=True) or RiskLimits()
     return Operator(
-        find_agent(named, roots),
-        tell=click.echo,
+        find_place(agent, state_dir),
+        tell=tell,
         credentials=choose_credentials,
         limits=limits,
         account_id=s.parse_account_id(s.read_variable(environment, "ALPACA_ACCOUNT_ID")),
     )
+
+
+def find_place(agent: str | None, state_dir: str | None) -> Any:
+    """Return where an agent keeps its state.
+
+    Raises:
+        ConfigError: there is no such agent, or several.
+    """
+    from dry_work import settings as s
+    from dry_work.broker.operator import find_agent
+
+    folder = Path.cwd()
+    environment = s.read_environment(folder)
+    toml = s.read_toml(folder / "dry-work.toml")
+    named = agent or s.read_variable(environment, "AGENT_ID") or str(toml.get("agent_id", "")) or None
+    given = state_dir or toml.get("state_dir")
+    roots = [Path(given)] if given else [s.DEFAULT_STATE_DIR]
+    if not given and s.POD_STATE_DIR.is_dir():
+        roots.append(s.POD_STATE_DIR)
+    return find_agent(named, roots)

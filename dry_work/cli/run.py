@@ -45,6 +45,11 @@ _FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")
     help=f"Bars of history for each symbol before the start. Default: {_DEFAULT_WARMUP}, 0 with --local.",
 )
 @click.option(
+    "--lookback",
+    metavar="N|all",
+    help="Bars that each line holds in memory at least; it holds more when more is read. Default: 256.",
+)
+@click.option(
     "--state-dir",
     type=click.Path(),
     metavar="DIR",
@@ -57,9 +62,18 @@ _FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")
 )
 @click.option("--take-over", is_flag=True, help="Take a subscription that another state directory left behind.")
 @view_options
+@click.option(
+    "--dashboard",
+    is_flag=False,
+    flag_value="",
+    metavar="[HOST:PORT]",
+    help="Show the run in a browser. Default: 127.0.0.1:8070; on anything but loopback a token is asked for.",
+)
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view that a terminal gets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def command(as_json: bool, plain: bool, report: str | None, plot: str | None, **options: Any) -> int:
+def command(
+    as_json: bool, plain: bool, report: str | None, plot: str | None, dashboard: str | None, **options: Any
+) -> int:
     """Trade with a Backtrader strategy on Alpaca paper trading, with market data from the hub, or on the local stack.
 
     \b
@@ -67,7 +81,7 @@ def command(as_json: bool, plain: bool, report: str | None, plot: str | None, **
       dry-work run --local
       dry-work run --local --data recordings/ --agent my.py:Cross -p fast=10
       dry-work run --local --speed 60 --plain
-      dry-work run --symbols symbols.txt
+      dry-work run --symbols symbols.txt --dashboard
 
     On a terminal a live view shows symbols, positions and the last orders; elsewhere progress lines are printed.
     """
@@ -75,10 +89,37 @@ def command(as_json: bool, plain: bool, report: str | None, plot: str | None, **
 
     # Before there is anything to stop in order, and after it, a signal ends the program with its exit code.
     with stop_signals(sys.exit):
-        return _trade(options, as_json=as_json, plain=plain, report=report, plot=plot)
+        if dashboard is None:
+            return _trade(options, as_json=as_json, plain=plain, report=report, plot=plot)
+        return _trade_in_sight(dashboard, options, as_json=as_json, plain=plain, report=report, plot=plot)
 
 
-def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool, report: str | None, plot: str | None) -> int:
+def _trade_in_sight(address: str, options: Mapping[str, Any], *, as_json: bool, **shown: Any) -> int:
+    """Trade with a dashboard. On a terminal it stays after a local run's end, which may come within seconds."""
+    from dry_work.cli.signals import StopWaiter
+    from dry_work.dashboard.live import RunDashboard
+    from dry_work.dashboard.settings import parse_dashboard
+    from dry_work.settings import read_environment, read_variable
+
+    token = read_variable(read_environment(Path.cwd()), "DRY_WORK_DASHBOARD_TOKEN")
+    with contextlib.closing(RunDashboard(parse_dashboard(address, token=token))) as dashboard:
+        code = _trade(options, as_json=as_json, observer=dashboard, **shown)
+        if code == 0 and options.get("local") and dashboard.link and not as_json and sys.stdout.isatty():
+            click.echo(f"the run has ended; {dashboard.link} stays until Ctrl-C")
+            with StopWaiter() as waiter:
+                waiter.wait_for_code()
+    return code
+
+
+def _trade(
+    options: Mapping[str, Any],
+    *,
+    as_json: bool,
+    plain: bool,
+    report: str | None,
+    plot: str | None,
+    observer: Any = None,
+) -> int:
     from dry_work.settings import read_environment, read_toml
 
     folder = Path.cwd()
@@ -102,10 +143,10 @@ def _trade(options: Mapping[str, Any], *, as_json: bool, plain: bool, report: st
     set_up_logging()
     view: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if plain or not can_draw(sys.stdout):
-        runner = Runner(settings, tell=click.echo)
+        runner = Runner(settings, tell=click.echo, observer=observer)
     else:
         view = live_view = LiveView(sys.stdout)
-        runner = Runner(settings, tell=live_view.tell, show=live_view.show)
+        runner = Runner(settings, tell=live_view.tell, show=live_view.show, observer=observer)
         live_view.follow(runner.refresh)
     try:
         # The view is left last, when no signal can interrupt it any more: the terminal is to be as it was.
@@ -166,8 +207,10 @@ def build_settings(
     agent_id = s.read_variable(environment, "AGENT_ID") or str(toml.get("agent_id", ""))
     state_dir, given = s.choose_state_dir(choices.get("state_dir"), agent_id=agent_id)
     timeframe = s.parse_timeframe(str(choices.get("timeframe", "1m")))
+    lookback = choices.get("lookback")
     shared: dict[str, Any] = {
         **build_shared(choices),
+        "lookback": None if lookback is None else s.parse_lookback(lookback),
         "timeframe": timeframe,
         "warmup": int(warmup),
         "state_dir": state_dir,

@@ -43,6 +43,8 @@ from backtrader.lineiterator import LineIterator
 from backtrader.lineroot import LineRoot
 from backtrader.lineseries import Lines, LineSeriesStub
 
+from dry_work.engine.kept_line import KeptLine, plain_class
+
 Sources = frozenset[int]  # `id` of each data
 _NONE: Sources = frozenset()
 
@@ -147,7 +149,7 @@ class _Prover:
             return self._settled[id(thing)]
         if isinstance(thing, LineSeriesStub):
             return self._resolve(thing.lines[0], node)
-        if type(thing) is LineBuffer:
+        if type(thing) in (LineBuffer, KeptLine):
             owner = thing._owner
             if any(owner is outer for outer in self._path):
                 if id(thing) not in self._written or not _writes_nothing(owner):
@@ -171,11 +173,12 @@ def _check_methods(node: Any) -> None:
     base = LineActions if isinstance(node, LineActions) else bt.Indicator
     if not isinstance(node, base):
         raise _Unproven
+    kind = plain_class(node)  # a line that lets go of old values gives and takes the same ones
     for name in _CALLED:
-        found = getattr(type(node), name, None)
+        found = getattr(kind, name, None)
         if name in node.__dict__ or (found is not getattr(base, name, None) and found not in _PROVEN):
             raise _Unproven
-    check = _FURTHER.get(type(node).next)
+    check = _FURTHER.get(kind.next)
     if check is not None and not check(node):
         raise _Unproven
 

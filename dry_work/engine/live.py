@@ -15,11 +15,15 @@ from typing import Any, Protocol
 import backtrader as bt
 from backtrader.utils.date import num2date
 
+from dry_work.broker.flight import NO_FLIGHT, STOP, Flight
+from dry_work.engine.bounds import LOOK_EVERY, trim_strategies
+from dry_work.engine.lookback import LookBack
+from dry_work.engine.quick_feed import PlainFeed, QuickFeed, can_be_quick
 from dry_work.engine.step import StrategyStep
 from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.base import LiveClone, LiveFeed
 from dry_work.market.messages import Bar, News, Slice
-from dry_work.ports import MarketSource, SourceFailed, SourceStatus
+from dry_work.ports import MarketSource, SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
 
 
@@ -49,6 +53,8 @@ class LiveCerebro(bt.Cerebro):
         check: called at every turn of the loop; raises what has failed elsewhere.
         on_slice: called after each slice of live bars with it.
         max_event_wait_s: in lock-step, how long a slice's trade events may take before the run fails.
+        flight: is told of each turn of the loop.
+        look_back: how much of each line is kept; None: as `LookBack` has it.
     """
 
     # A fill must be told when it happens, not with the symbol's next bar, which may be minutes away.
@@ -67,8 +73,12 @@ class LiveCerebro(bt.Cerebro):
         check: Callable[[], None] | None = None,
         on_slice: Callable[[Slice], None] | None = None,
         max_event_wait_s: float = 60.0,
+        flight: Flight = NO_FLIGHT,
+        look_back: LookBack | None = None,
     ) -> None:
         super().__init__()
+        self._flight = flight
+        self._look_back = LookBack() if look_back is None else look_back
         if lockstep:
             self.p.quicknotify = False
         for name in ("cheat_on_open", "oldsync"):
@@ -92,12 +102,14 @@ class LiveCerebro(bt.Cerebro):
         self._swallowed_nextstart: set[int] = set()
         self._stirred: dict[int, Any] = {}  # datas that may have changed since the strategies' last turn
         self._steps: list[StrategyStep] = []
+        self._movers: dict[int, QuickFeed | PlainFeed] = {}
         self._notices: list[Any] | None = None
         self._slice_time = 0.0
         self.bars: Counter[str] = Counter()  # live bars delivered, by symbol
         self.warmup_bars: Counter[str] = Counter()
         self.late_bars = 0  # bars that came behind their symbol's last one and were left out
         self.slices = 0
+        self.step_began_ns = 0  # when the slice at hand was taken, by the machine's clock
         self.end_of_data = False
 
     def runstop(self) -> None:
@@ -110,42 +122,55 @@ class LiveCerebro(bt.Cerebro):
     def _runnext(self, runstrats: list[Any]) -> None:
         self._prepare(runstrats)
         for piece in self._warmup:
+            self._flight.note_warmup(piece)
             self._warm(piece, runstrats)
             if self._event_stop:
                 return
         if self.on_ready is not None:
             self.on_ready()
-        broker = self._broker
-        while not self._event_stop:
+        self._flight.end_turn()
+        while not self._is_stopped():
             self._tick()
             event = self._source.take()
+            self._flight.begin(event)
+            if not self._act(event, runstrats):
+                return
+            self._flight.end_turn()
             if event is None:
-                self._idle()
-                if self._event_stop:
-                    return
                 wait_s = self._source.wait_s()
                 self._wakeup.wait(self._beat_s if wait_s is None else min(wait_s, self._beat_s))
-            elif isinstance(event, Slice):
-                if self._lockstep and not self._await_events(broker, event):
-                    return
-                self._step(event, runstrats)
-                if self._event_stop:
-                    return
-                if self._on_slice is not None:
-                    self._on_slice(event)
-                if event.last:
-                    self._finish(runstrats)
-                    self.end_of_data = True
-                if self._lockstep and event.number is not None:
-                    broker.end_slice(event.number)
-                if event.last:
-                    return
-            elif isinstance(event, SourceStatus):
-                self._change_status(event)
-            elif isinstance(event, News):
-                self._notify_news(event)
-            else:
-                self._raise_failure(event)
+
+    def _act(self, event: SourceEvent | None, runstrats: list[Any]) -> bool:
+        """Do what follows from an event; tell whether another turn comes."""
+        if event is None:
+            self._idle()
+            return not self._is_stopped()
+        if isinstance(event, Slice):
+            broker = self._broker
+            if self._lockstep and not self._await_events(broker, event):
+                return False
+            self.step_began_ns = time.time_ns()
+            self._step(event, runstrats)
+            if self._is_stopped():
+                return False
+            if self._on_slice is not None:
+                self._on_slice(event)
+            if event.last:
+                self._finish(runstrats)
+                self.end_of_data = True
+            if self._lockstep and event.number is not None:
+                broker.end_slice(event.number)
+            return not event.last
+        if isinstance(event, SourceStatus):
+            self._change_status(event)
+        elif isinstance(event, News):
+            self._notify_news(event)
+        else:
+            self._raise_failure(event)
+        return True
+
+    def _is_stopped(self) -> bool:
+        return self._flight.read(STOP, bool(self._event_stop))
 
     def _prepare(self, runstrats: list[Any]) -> None:
         datas = sorted(self.datas, key=lambda data: (data._timeframe, data._compression))
@@ -165,6 +190,8 @@ class LiveCerebro(bt.Cerebro):
         self._live = False
         self._swallowed_nextstart.clear()
         self._stirred.clear()
+        self._look_back.follow(self.datas, runstrats)
+        self._movers = {id(data): QuickFeed(data) if can_be_quick(data) else PlainFeed(data) for data in datas}
         self._steps = [StrategyStep(strat) for strat in runstrats]
         stock = bt.DataBase.get_notifications
         usual = all(type(data).get_notifications is stock for data in self.datas)
@@ -188,7 +215,7 @@ class LiveCerebro(bt.Cerebro):
         deadline = time.monotonic() + self._max_event_wait_s
         while not broker.has_seen(piece.event_id):
             if self._event_stop:
-                return False
+                break
             self._tick()
             left = deadline - time.monotonic()
             if left <= 0:
@@ -196,12 +223,12 @@ class LiveCerebro(bt.Cerebro):
                 raise FeedError(f"slice {piece.number}: trade event {piece.event_id} did not arrive within {waited}")
             self._wakeup.wait(min(left, self._beat_s))
         # The flag may have been raised for the source as well; it is looked at next in any case.
-        return not self._event_stop
+        return not self._is_stopped()
 
     def _idle(self) -> None:
         self._storenotify()
         self._datanotify()
-        if not self._lockstep and not self._event_stop:
+        if not self._lockstep and not self._is_stopped():
             self._brokernotify()
 
     # One slice
@@ -212,20 +239,23 @@ class LiveCerebro(bt.Cerebro):
             self._put_status(bt.DataBase.LIVE)
         self._broker.slice_end_ns = piece.end_ns
         self._storenotify()
-        if self._event_stop:
+        if self._is_stopped():
             return
         self._datanotify()
-        if self._event_stop:
+        if self._is_stopped():
             return
         moved = self._move(piece, self.bars)
         self.slices += 1
+        self._look_back.after_slice()
+        if self.slices % LOOK_EVERY == 0:
+            trim_strategies(runstrats)
         self._datanotify()
-        if self._event_stop:
+        if self._is_stopped():
             return
         if moved:
             self._check_timers(runstrats, self._slice_time, cheat=True)
         self._brokernotify()
-        if self._event_stop or not moved:
+        if self._is_stopped() or not moved:
             return
         self._deliver(runstrats)
 
@@ -238,7 +268,7 @@ class LiveCerebro(bt.Cerebro):
                 self._swallowed_nextstart.discard(id(strat))
                 strat.next = _nextstart_once(strat)
             step.run(stirred)
-            if self._event_stop:
+            if self._is_stopped():
                 return
             self._next_writers(runstrats)
 
@@ -275,16 +305,23 @@ class LiveCerebro(bt.Cerebro):
             datas = touched
         for data in datas:
             self._stirred[id(data)] = data
-        results = [data.next(ticks=False) for data in datas]
-        times = [data.datetime[0] if result else None for data, result in zip(datas, results, strict=True)]
-        if not any(result for result in results):
+        movers = [self._movers[id(data)] for data in datas]
+        results = [mover.move() for mover in movers]
+        times: list[Any] = [mover.time if result else None for mover, result in zip(movers, results, strict=True)]
+        if not any(results):
             return False  # all went into bars that are not complete
         # The slice's time is that of its newest bar. Late bars in it keep their own, earlier time.
-        masters = [(at, -rank) for rank, at in enumerate(times) if at is not None and not _is_resampled(datas[rank])]
-        if not masters:
-            masters = [(at, -rank) for rank, at in enumerate(times) if at is not None]
-        slice_time, rank = max(masters)
-        master = datas[-rank]
+        if not self._derived and all(results):
+            slice_time = max(times)
+            master = datas[times.index(slice_time)]
+        else:
+            masters = [
+                (at, -rank) for rank, at in enumerate(times) if at is not None and not _is_resampled(datas[rank])
+            ]
+            if not masters:
+                masters = [(at, -rank) for rank, at in enumerate(times) if at is not None]
+            slice_time, rank = max(masters)
+            master = datas[-rank]
         self._slice_time = slice_time
         self._dtmaster = master.num2date(slice_time)
         self._udtmaster = num2date(slice_time)
@@ -294,13 +331,13 @@ class LiveCerebro(bt.Cerebro):
                 data._check(forcedata=master)
                 if data.next(datamaster=master, ticks=False):
                     times[index] = data.datetime[0]
-        for data, at in zip(datas, times, strict=True):
+        for data, mover, at in zip(datas, movers, times, strict=True):
             if at is None:
                 continue
             if at > slice_time:
                 data.rewind()
             elif not data.replaying:
-                data._tick_fill(force=True)
+                mover.fill_ticks()
         return True
 
     def _finish(self, runstrats: list[Any]) -> None:
@@ -324,6 +361,7 @@ class LiveCerebro(bt.Cerebro):
     # Warm-up
 
     def _warm(self, piece: Slice, runstrats: list[Any]) -> None:
+        self._look_back.after_slice()
         if not self._move(piece, self.warmup_bars):
             return
         stirred = self._take_stirred()

@@ -8,6 +8,7 @@ import signal
 import textwrap
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
@@ -24,7 +25,10 @@ from dry_work.broker.journal import Journal, describe_record
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.clock import Clock, SystemClock
 from dry_work.engine.agents import Agent, derive_session, load_agent
+from dry_work.engine.flight_session import RunFlight
 from dry_work.engine.live import LiveCerebro
+from dry_work.engine.lookback import LookBack
+from dry_work.engine.observer import RunObserver, RunPlace
 from dry_work.engine.progress import Progress, ProgressWatch
 from dry_work.engine.result import RunResult, build_curve, days_a_year, measure_equity
 from dry_work.engine.state import AgentState
@@ -38,6 +42,7 @@ from dry_work.feeds.source import ReaderSettings
 from dry_work.market.messages import Slice
 from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.ports import MarketSource
+from dry_work.recording.flight_frames import FinishRecord
 from dry_work.recording.recorder import SYMBOLS_FACT, Recorder
 from dry_work.settings import Credentials, RunSettings
 from dry_work.wakeup import Wakeup
@@ -71,6 +76,7 @@ class Runner:
         tell: takes lines for people.
         show: takes a snapshot of the run some times a second, on the thread of `run`; it returns at once. None:
             progress lines are told instead.
+        observer: is told of the run while it goes on.
         clock: the machine's.
     """
 
@@ -80,10 +86,12 @@ class Runner:
         *,
         tell: Tell,
         show: Callable[[Progress], None] | None = None,
+        observer: RunObserver | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
-        self._tell = tell
+        self._tell_people = tell
+        self._observer = observer
         self._show = show
         self._watch: ProgressWatch | None = None
         self._clock = clock or SystemClock()
@@ -95,7 +103,9 @@ class Runner:
         self._is_running = False  # the engine, and with it user code
         self.recording: Recording | None = None  # what a local run plays, for its report
         self._kept: StrategyKeeper | None = None
-        self._equity: list[tuple[int, float]] = []  # end of each slice, account value
+        self._flight = RunFlight(None, self._clock)
+        self._equity_ends = array("q")  # of each slice; with the values 16 bytes a slice
+        self._equity_values = array("d")
         self._next_line = 0.0
         self._lockstep = False
         self.stopped_by_limit = ""  # which one, and when
@@ -118,6 +128,11 @@ class Runner:
             signal.setitimer(signal.ITIMER_REAL, 0.05 if again else STOP_GRACE_S)
         elif again:
             raise KeyboardInterrupt  # what is started is stopped on the way out
+
+    def _tell(self, line: str) -> None:
+        self._tell_people(line)
+        if self._observer is not None:
+            self._observer.tell(line)
 
     def refresh(self) -> None:
         """Let what has changed be shown soon; from any thread. Wakes nobody when nothing has."""
@@ -156,9 +171,23 @@ class Runner:
             session = None if control is None else control.session()
             check_symbols(settings.symbols, api)
             lockstep = self._lockstep = session is not None and session.lockstep
+            if self._observer is not None:
+                self._observer.open(
+                    RunPlace(
+                        agent=agent,
+                        agent_id=state.agent_id,
+                        folder=state.path,
+                        settings=settings,
+                        own_time=not is_alpaca(settings.alpaca_url),
+                        lockstep=lockstep,
+                        wake=self._wakeup.set,
+                        tell=self._tell_people,
+                    )
+                )
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
             recorder = self._build_recorder(settings, state)
+            flight = self._flight = RunFlight(recorder, self._clock)
             source = build_source(
                 settings,
                 # In lock-step the market waits, so a slice is never released by time.
@@ -190,6 +219,8 @@ class Runner:
             )
             stack.callback(broker.stop)
             cerebro = self._build_cerebro(settings, agent, api, source, broker, state, lockstep)
+            if self._observer is not None:
+                stack.callback(self._observer.finish)
             register: Callable[[], object] | None = None
             if control is not None and session is not None:
                 stack.callback(self._unregister, control, state.agent_id)
@@ -197,11 +228,22 @@ class Runner:
                 # What an outage of Pub/Sub swallowed, the simulated exchange sends again.
                 cerebro.on_reconnect = lambda: self._register_again(control, state.agent_id, settings.symbols)
             kept = self._kept = StrategyKeeper(
-                state.strategy_path, agent=agent.strategy.__qualname__, clock=self._clock
+                state.strategy_path, agent=agent.strategy.__qualname__, clock=flight.clock, flight=flight.flight
             )
             kept.follow(broker, agent.strategy)
             cerebro.on_ready = partial(self._make_ready, cerebro, kept, register)
-            with _stopping_feeds(cerebro):
+            kept_flight = flight.recorded(
+                settings,
+                agent,
+                broker,
+                journal,
+                state.strategy_path,
+                fingerprint=fingerprint,
+                lockstep=lockstep,
+                rules=None if session is None else session.rules,
+                finish=lambda: self._describe_end(cerebro, broker),
+            )
+            with kept_flight, _stopping_feeds(cerebro):
                 self._run_cerebro(cerebro, kept)
             seconds = time.monotonic() - begun
             if recorder is not None:
@@ -293,6 +335,7 @@ class Runner:
             rules=rules,
             risk=settings.risk,
             mode=settings.mode,
+            flight=self._flight.flight,
         )
         return built
 
@@ -332,6 +375,8 @@ class Runner:
             beat=lambda: state.beat(self._clock),
             check=lambda: self._look_after(broker),
             on_slice=self._after_slice,
+            flight=self._flight.flight,
+            look_back=LookBack(settings.lookback, directory=state.path),
             tz=settings.tz,
         )
         market_feed: Any = PubSubMarketDataFeed
@@ -361,6 +406,8 @@ class Runner:
                 self._show, agent=agent.spec, mode=settings.mode, own_time=own_time, clock=self._clock
             )
             self._watch.attach(cerebro, broker, feeds)
+        if self._observer is not None:
+            self._observer.attach(cerebro, broker, feeds)
         self._cerebro = cerebro
         return cerebro
 
@@ -387,6 +434,8 @@ class Runner:
         if told:
             self._tell(f"state: {told}")
         kept.save()  # so that it is there before the first order leaves
+        if self._observer is not None:
+            self._observer.note_ready(cerebro.runningstrats)
         if register is not None:
             register()
 
@@ -398,6 +447,7 @@ class Runner:
             cerebro.run()
             kept.save()
         except Stuck:
+            self._flight.note_interrupted()
             self._tell("the strategy did not return in time and was interrupted")
         except DryWorkError:
             raise
@@ -420,6 +470,8 @@ class Runner:
                 self._kept.after_turn()
         if self._watch is not None:
             self._watch.look()
+        if self._observer is not None:
+            self._observer.look()
 
     def _raise_failure(self, broker: AlpacaPaperTradingBroker) -> None:
         failure = self._failures[0] if self._failures else broker.failure
@@ -437,7 +489,11 @@ class Runner:
         if self._kept is not None:
             self._kept.after_slice(broker.order_count)
         value = broker.getvalue()
-        self._equity.append((piece.end_ns, value))
+        self._flight.flight.note_value(value)
+        self._equity_ends.append(piece.end_ns)
+        self._equity_values.append(value)
+        if self._observer is not None:
+            self._observer.note_slice(piece, value)
         if self._watch is not None:
             self._watch.note_slice(piece.end_ns)
             self._watch.look()
@@ -447,7 +503,7 @@ class Runner:
             self._next_line = now + 2.0
             at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(piece.end_ns // 1_000_000_000))
             bars = sum(self._cerebro.bars.values())
-            self._tell(f"{at} UTC  {bars:,} bars  {broker.order_count} orders  equity {value:,.2f}")
+            self._tell_people(f"{at} UTC  {bars:,} bars  {broker.order_count} orders  equity {value:,.2f}")
 
     def _stop_for_limit(self, broker: AlpacaPaperTradingBroker) -> None:
         record = broker.risk.stopped_by if broker.risk is not None else None
@@ -477,6 +533,19 @@ class Runner:
 
     # The result
 
+    def _describe_end(self, cerebro: LiveCerebro, broker: AlpacaPaperTradingBroker) -> FinishRecord:
+        orders, fills = broker.results()
+        reason = "limit" if self.stopped_by_limit else "stopped" if self._stop_code is not None else "done"
+        return FinishRecord(
+            reason=reason,
+            detail=self.stopped_by_limit,
+            orders=len(orders),
+            fills=len(fills),
+            start_value=broker.startingvalue,
+            end_value=broker.getvalue(),
+            bars=sum(cerebro.bars.values()),
+        )
+
     def _build_result(
         self,
         agent: Agent,
@@ -489,7 +558,7 @@ class Runner:
     ) -> RunResult:
         settings = self._settings
         orders, fills = broker.results()
-        curve = build_curve(self._equity)
+        curve = build_curve(list(zip(self._equity_ends, self._equity_values, strict=True)))
         counters = source.counters()
         counted = {
             name: count

@@ -17,6 +17,7 @@ from backtrader.lineiterator import LineIterator
 from backtrader.resamplerfilter import Resampler
 
 from dry_work.engine.idempotence import find_sources
+from dry_work.engine.quick_indicators import Turn, quicken
 from dry_work.feeds.base import SessionResampler
 
 _REPLACED = ("_next", "_clk_update", "_getminperstatus")
@@ -47,7 +48,9 @@ class StrategyStep:
         self._lengths: list[int] = strat._dlens  # read by nobody else while the strategy runs
         self._times = [data.lines.datetime[0] if len(data) else -math.inf for data in self._datas]
         self._settled = [_changes_by_length(data) for data in self._datas]
-        self._indicators: list[Any] | None = None  # as planned, None before the first turn
+        self._firsts = [data.lines.lines[0] for data in self._datas]  # a data is as long as its first line
+        self._clocks = [data.lines.datetime for data in self._datas]
+        self._indicators: list[tuple[Any, Turn]] | None = None  # as planned, None before the first turn
         self._made_in_time = 0
         self._always: set[int] = set()
         self._by_data: list[set[int]] = []
@@ -96,35 +99,37 @@ class StrategyStep:
         grown = False
         for data in stirred:
             index = self._index[id(data)]
-            length = len(data)
+            length = self._firsts[index].lencount
             if length != lengths[index] or not self._settled[index]:
                 changed.append(index)
                 grown = grown or length > lengths[index]
                 self._lagging = self._lagging or length not in (lengths[index], lengths[index] + 1)
                 lengths[index] = length
-                self._times[index] = data.lines.datetime[0] if length else -math.inf
+                self._times[index] = self._clocks[index][0] if length else -math.inf
         if grown:
             strat.forward()
         strat.lines.datetime[0] = max(self._times)
-        for indicator in self._choose_indicators(changed):
-            indicator._next()
+        for indicator, turn in self._choose_indicators(changed):
+            if "_next" in indicator.__dict__:  # somebody looks on
+                indicator._next()
+            else:
+                turn()
 
-    def _choose_indicators(self, changed: list[int]) -> list[Any]:
-        """Return the indicators that have something to calculate, in Backtrader's order."""
+    def _choose_indicators(self, changed: list[int]) -> list[tuple[Any, Turn]]:
+        """Return the indicators that have something to calculate, in Backtrader's order, and how it is done."""
         current: list[Any] = self._strat._lineiterators[LineIterator.IndType]
         planned = self._indicators
         if planned is None or len(current) != len(planned):  # the first turn, or the strategy made one while it ran
-            self._plan(current)
-            return current
+            return self._plan(current)
         if self._lagging or len(changed) == len(self._datas):
-            return current
+            return planned
         chosen = self._always.union(*(self._by_data[index] for index in changed))
         return [planned[number] for number in sorted(chosen)]
 
-    def _plan(self, indicators: list[Any]) -> None:
+    def _plan(self, indicators: list[Any]) -> list[tuple[Any, Turn]]:
         if self._indicators is None:
             self._made_in_time = len(indicators)
-        self._indicators = list(indicators)
+        self._indicators = [(indicator, quicken(indicator) or indicator._next) for indicator in indicators]
         self._always = set()
         self._by_data = [set() for _ in self._datas]
         for number, sources in enumerate(find_sources(indicators)):
@@ -134,6 +139,7 @@ class StrategyStep:
                 continue
             for source in sources:
                 self._by_data[self._index[source]].add(number)
+        return self._indicators
 
     def _minperiod_status(self) -> int:
         strat = self._strat

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from dry_work.broker.flight import NO_FLIGHT, Flight
 from dry_work.broker.told import ToldRecord, encode_told, parse_told
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError, StrategyError
@@ -44,10 +45,12 @@ class StrategyKeeper:
         path: the file.
         agent: which strategy it belongs to; state of another one is left aside.
         clock: the machine's.
+        flight: is told of what is written.
     """
 
-    def __init__(self, path: Path, *, agent: str, clock: Clock) -> None:
+    def __init__(self, path: Path, *, agent: str, clock: Clock, flight: Flight = NO_FLIGHT) -> None:
         self._path = path
+        self._flight = flight
         self._agent = agent
         self._clock = clock
         self._strategy: Any = None
@@ -125,6 +128,7 @@ class StrategyKeeper:
         if text != self._written:
             self._write({"version": _VERSION, "agent": self._agent, "saved_ns": self._clock.time_ns(), **content})
             self._written = text
+            self._flight.note_state(text)
         if self._telling is not None:
             self._telling.release_orders()
 

@@ -142,6 +142,14 @@ class Account:
         """Take a commission from the cash."""
         self.cash = EXACT.subtract(self.cash, amount)
 
+    def restore(self, cash: Decimal, positions: Iterable[tuple[str, Decimal, Decimal]]) -> None:
+        """Take over cash and positions (symbol, signed quantity, average price) in the place of what is there."""
+        self.cash = cash
+        self._positions = {}
+        for symbol, qty, price in positions:
+            held = self.position(symbol)
+            held.qty, held.avg_entry_price = qty, price
+
 
 class _FloatPosition:
     """A position in binary floats, changed by the operations of Backtrader's `Position.update` in their order."""
@@ -218,6 +226,13 @@ class BacktraderAccount(Account):
         """Take a commission from the cash of both books."""
         super().charge(amount)
         self._float_cash -= float(amount)
+
+    def restore(self, cash: Decimal, positions: Iterable[tuple[str, Decimal, Decimal]]) -> None:
+        """Take over cash and positions into both books."""
+        found = list(positions)
+        super().restore(cash, found)
+        self._float_cash = float(cash)
+        self._float_positions = {symbol: _FloatPosition(float(qty), float(price)) for symbol, qty, price in found}
 
     def begin_check(self) -> FundsCheck:
         """Begin to check the funds of the orders that were made since the last slice."""

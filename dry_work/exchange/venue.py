@@ -155,6 +155,13 @@ class Venue:
         account = BacktraderAccount(cash) if self.rules == "backtrader" else AlpacaAccount(cash)
         self._books[key_id] = Book(key_id, account, emit=self._emit, event_ids=self._event_ids)
 
+    def restore_account(self, key_id: str, *, cash: Decimal, positions: Sequence[VenuePosition]) -> None:
+        """Let an account without orders have this cash, which may be below 0, and these positions."""
+        book = self._books[key_id]
+        if book.orders:
+            raise ConfigError(f"the account of {key_id!r} has orders already: cash and positions are theirs")
+        book.account.restore(cash, ((held.symbol, held.qty, held.avg_entry_price) for held in positions))
+
     def account(self, key_id: str) -> AccountSnapshot:
         """Return the account as of the last slice; positions count at their last price."""
         book = self._books[key_id]

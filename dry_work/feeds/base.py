@@ -337,8 +337,9 @@ class LiveFeed(bt.DataBase):
             line.reset()
             line.array.extend([math.nan] * len(model.array))
         else:
-            line.array = array("d", [math.nan]) * len(model.array)
-        line._idx = model._idx
+            # Not from its array: the model may hold no more than its newest values.
+            line.array = array("d", [math.nan]) * (model.buflen() + model.extension)
+        line._idx = model.idx
         line.lencount = model.lencount
         line.extension = model.extension
         self.lines.lines.append(line)

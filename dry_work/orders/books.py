@@ -66,7 +66,7 @@ class HeldPosition(msgspec.Struct, frozen=True):
 _FLAT = HeldPosition()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     """One execution that was applied."""
 
@@ -76,7 +76,7 @@ class _Entry:
     value: Decimal
 
 
-@dataclass
+@dataclass(slots=True)
 class _Executions:
     """What is known of one order's executions."""
 

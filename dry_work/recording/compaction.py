@@ -92,7 +92,7 @@ def compact_sessions(
             if frame.kind != MESSAGE:
                 continue
             report.messages += 1
-            for bar in _read_bars(frame, length_ns, report.dropped):
+            for bar in parse_bars(frame, length_ns, report.dropped):
                 if wanted is not None and bar.symbol not in wanted:
                     report.other_symbols += 1
                 else:
@@ -133,7 +133,7 @@ def _read_facts(head: SegmentHead, symbols: Collection[str] | None) -> tuple[Col
     return symbols, length if isinstance(length, int) and length > 0 else MINUTE_NS
 
 
-def _read_bars(frame: Frame, length_ns: int, dropped: Counter[str]) -> list[Bar]:
+def parse_bars(frame: Frame, length_ns: int, dropped: Counter[str]) -> list[Bar]:
     """Return the bars of a recorded message; the reasons of what cannot be used are those of the live feed."""
     try:
         message = decode_message(frame.payload)

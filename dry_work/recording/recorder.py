@@ -1,16 +1,17 @@
 """Record market messages as they were received, before anything is dropped or put in order. Thread-safe.
 
-The client's threads hand a message over and go on; one thread writes. What was handed over is with the system at most
-`GATHER_S` and the time of a write later (it then survives `kill -9`), and on the disk `sync_s` later (it then survives
-the machine). A full disk, or any other failure to write, ends the recording and nothing else: it is logged once and
-told by `failure`, and what comes after is counted.
+The client's threads hand a message over and go on, and so does an engine with the frames of its flight record
+(`dry_work.recording.flight_recorder`); one thread writes both into one log. What was handed over is with the system
+at most `GATHER_S` and the time of a write later (it then survives `kill -9`), and on the disk `sync_s` later (it then
+survives the machine). A full disk, or any other failure to write, ends the recording and nothing else: it is logged
+once and told by `failure`, and what comes after is counted.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ LENGTH_FACT = "length_ns"  # of its bars; missing: a minute
 GATHER_S = 0.02  # messages of so long are written together
 QUEUE_MESSAGES = 100_000
 QUEUE_BYTES = 64 * 1024 * 1024
+FRAMES_FACTOR = 4  # frames of a flight may wait while there are so many times more: without one, no replay
 
 _log = structlog.get_logger(__name__)
 
@@ -42,6 +44,15 @@ class RecordedMessage(msgspec.Struct, frozen=True, array_like=True):
     attributes: Mapping[str, str]
     message_id: str = ""
     publish_ns: int = 0  # when Pub/Sub took it, 0: not known
+
+
+class PendingFrame(msgspec.Struct, frozen=True):
+    """A frame that is encoded when it is written; `content` must not change any more."""
+
+    kind: int
+    venue_ns: int
+    recv_ns: int
+    content: Any
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -98,10 +109,14 @@ class Recorder:
         self._queue_messages = queue_messages
         self._queue_bytes = queue_bytes
         self._lock = threading.Lock()
-        self._queue: deque[tuple[int, int, RecordedMessage]] = deque()
+        self._queue: deque[PendingFrame] = deque()
+        self._encoders: dict[int, Callable[[Any], bytes]] = {MESSAGE: _encoder.encode}
         self._waiting_bytes = 0
-        self._missed = 0  # not recorded since the last note
+        self._missed = 0  # messages not recorded since the last note
+        self._missed_frames = 0  # the same of other frames
         self._not_recorded = 0
+        self._frames_not_recorded = 0
+        self._frames_recorded = 0
         self._is_taking = False
         self._is_stopping = False
         self._work = threading.Event()
@@ -123,7 +138,7 @@ class Recorder:
     @property
     def recorded(self) -> int:
         """Messages that were written to the system."""
-        return 0 if self._log is None else self._log.frames
+        return 0 if self._log is None else max(self._log.frames - self._frames_recorded, 0)
 
     @property
     def recorded_bytes(self) -> int:
@@ -168,8 +183,27 @@ class Recorder:
             ):
                 self._miss()
                 return
-            self._queue.append((venue_ns, recv_ns, message))
+            self._queue.append(PendingFrame(MESSAGE, venue_ns, recv_ns, message))
             self._waiting_bytes += size
+        if not self._work.is_set():
+            self._work.set()
+
+    def set_encoder(self, encode: Callable[[Any], bytes], kinds: Sequence[int]) -> None:
+        """Before the start: say how the contents of frames of other kinds become bytes, on the writing thread."""
+        self._encoders.update(dict.fromkeys(kinds, encode))
+
+    def record_frames(self, frames: Sequence[PendingFrame]) -> None:
+        """Hand over frames that belong together; from any thread, never blocks, never raises.
+
+        All of them are recorded, or none.
+        """
+        with self._lock:
+            if not self._is_taking or len(self._queue) >= self._queue_messages * FRAMES_FACTOR:
+                if not self._is_stopping or self._failure is not None:
+                    self._frames_not_recorded += len(frames)
+                    self._missed_frames += len(frames)
+                return
+            self._queue.extend(frames)
         if not self._work.is_set():
             self._work.set()
 
@@ -193,9 +227,12 @@ class Recorder:
     def describe_trouble(self) -> list[str]:
         """Return sentences about what is missing in the recording; empty when nothing is."""
         missing = f"{self._not_recorded:,} messages are not in it"
+        if self._frames_not_recorded:
+            missing += f", nor {self._frames_not_recorded:,} frames of the flight: it can be replayed up to there"
         if self._failure is not None:
             return [f"the recording ended early ({self._failure}); {missing}"]
-        return [f"the recording has gaps: {missing}"] if self._not_recorded else []
+        has_gaps = self._not_recorded or self._frames_not_recorded
+        return [f"the recording has gaps: {missing}"] if has_gaps else []
 
     def _miss(self) -> None:
         """Count a message that is not recorded; under the lock."""
@@ -210,8 +247,7 @@ class Recorder:
         with self._lock:
             self._failure = error
             self._is_taking = False
-            lost = len(self._queue)
-            self._not_recorded += lost
+            self._count_lost(list(self._queue))
             self._queue.clear()
             self._waiting_bytes = 0
         _log.error(
@@ -219,6 +255,11 @@ class Recorder:
             error=(isinstance(error, OSError) and error.strerror) or str(error),
             folder=str(self._root),
         )
+
+    def _count_lost(self, frames: Sequence[PendingFrame]) -> None:
+        messages = sum(frame.kind == MESSAGE for frame in frames)
+        self._not_recorded += messages
+        self._frames_not_recorded += len(frames) - messages
 
     # Own thread
 
@@ -232,7 +273,7 @@ class Recorder:
                     self._write(log)
                 log.sync_when_due()
             self._write(log)
-            if log.frames or self._not_recorded:
+            if log.frames or self._not_recorded or self._frames_not_recorded:
                 log.close()
             else:
                 self._log = None
@@ -246,14 +287,18 @@ class Recorder:
             self._queue.clear()
             self._waiting_bytes = 0
             missed, self._missed = self._missed, 0
+            missed_frames, self._missed_frames = self._missed_frames, 0
         before = log.frames
         try:
-            for venue_ns, recv_ns, message in batch:
-                log.append(Frame(MESSAGE, venue_ns, recv_ns, _encoder.encode(message)))
-            if missed:
-                log.note({"event": "missed", "messages": missed, "why": "more came than could be written"})
+            for frame in batch:
+                payload = self._encoders[frame.kind](frame.content)
+                log.append(Frame(frame.kind, frame.venue_ns, frame.recv_ns, payload))
+                self._frames_recorded += frame.kind != MESSAGE
+            if missed or missed_frames:
+                lost = {"frames": missed_frames} if missed_frames else {}
+                log.note({"event": "missed", "messages": missed, **lost, "why": "more came than could be written"})
             log.flush()
         except Exception:
             with self._lock:
-                self._not_recorded += len(batch) - (log.frames - before)
+                self._count_lost(batch[log.frames - before :])
             raise

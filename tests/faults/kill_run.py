@@ -107,6 +107,10 @@ class Stage:
             "PUBSUB_EMULATOR_HOST": self._pubsub,
             "GOOGLE_CLOUD_PROJECT": f"p{self.folder.name}",
             "AGENT_ID": _AGENT,
+            # Several hubs run at a time.
+            "STREAM_PROXY_HEALTH_PORT": "0",
+            "STREAM_PROXY_METRICS_PORT": "0",
+            "HEALTH_PORT": "0",
         }
         self.hub = Program("hub", "--symbols", "symbols.txt", folder=self.folder, log="hub.log", env=self.env)
         self.hub.wait_for_line("connected")

@@ -21,6 +21,17 @@ EXPECTED = {
     "startup": ["`dry-work run --local` → first `next`", "`dry-work --help`"],
     "slices": ["lock-step, 1 symbol", "lock-step, 4 symbols", "lock-step, 4 symbols: CPU of a slice", "– of which "],
     "backtest": ["backtest: 1 × 2,000 bars", "backtest: 1 × 2,000 bars: peak memory", "backtest: 3 × 500 bars"],
+    "memory": ["memory that stays of a bar"],
+    "flight": ["CPU of a local run of 2 symbols, flight recorded", "CPU of recording a slice"],
+    "hub": [
+        "hub, WebSocket JSON, 500 in, 3 clients: delivered",
+        "hub, WebSocket MessagePack, 500 in, 3 clients",
+        "hub, gRPC, 500 in",
+        "hub, NATS, 500 in",
+        "hub, Redis, 500 in",
+        "hub, WebSocket JSON, 2 clients beside one that never reads",
+        "hub, WebSocket JSON: memory with 20 idle clients",
+    ],
     "sweep": ["sweep, 20 sets × 300 bars: two cores", "sweep, 20 sets × 300 bars on two cores: lean"],
 }
 
