@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from dry_work.embedded import stack as stack_module
+from dry_work.embedded.links import PROJECT, PubSubLink
 from dry_work.embedded.pubsub import EmbeddedPubSub
-from dry_work.embedded.stack import PROJECT, LocalStack
+from dry_work.embedded.stack import LocalStack
 from dry_work.engine.result import RunResult
 from dry_work.engine.runner import Runner
 from dry_work.hub.service import HubService
@@ -61,18 +62,19 @@ class ShakyStack(LocalStack):
             secret="local",
             project=PROJECT,
             symbols=SYMBOLS,
-            pubsub_endpoint=self.pubsub.target,
+            pubsub_endpoint=self.link.pubsub_target,
             market_topic=MARKET_TOPIC,
             crypto_topic=CRYPTO_TOPIC,
         )
         self._hub.start()
 
     def restart_pubsub(self) -> None:
-        port = self.pubsub.port
-        self.pubsub.stop()  # with everything that was in it
+        assert isinstance(self.link, PubSubLink)
+        port = self.link._server.port
+        self.link._server.stop()  # with everything that was in it
         topics = [f"projects/{PROJECT}/topics/{name}" for name in (MARKET_TOPIC, CRYPTO_TOPIC)]
-        self.pubsub = EmbeddedPubSub(port=port, topics=topics)
-        self.pubsub.start()
+        self.link._server = EmbeddedPubSub(port=port, topics=topics)
+        self.link._server.start()
 
 
 def run(folder: Path, **changes: Any) -> RunResult:
