@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import structlog
@@ -345,8 +346,16 @@ def _with_timeout(request: Callable[..., Any], timeout_s: float) -> Callable[...
 def _map_transport(method: str, path: str, error: requests.RequestException) -> BrokerError:
     what = f"{method} {path}: {type(error).__name__}"
     if isinstance(error, requests.ConnectTimeout) or _was_not_sent(error):
-        return BrokerUnavailableError(f"{what}: no connection")
+        return BrokerUnavailableError(f"{what}: no connection{_name_host(error)}")
     return OutcomeUnknownError(what)
+
+
+def _name_host(error: requests.RequestException) -> str:
+    url = error.request.url if error.request is not None else None
+    if not url:
+        return ""
+    parts = urlsplit(url)  # without user and password, which an address may have
+    return f" to {parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
 def _was_not_sent(error: requests.RequestException) -> bool:

@@ -156,6 +156,7 @@ def _init_nats(environment: Mapping[str, str]) -> None:
     """Create what is missing at NATS, and say what that was."""
     from dry_work.errors import ConfigError
     from dry_work.hub.sinks.nats_settings import read_nats_settings
+    from dry_work.observability.logging import set_up_logging
 
     settings = read_nats_settings(environment)
     try:
@@ -164,6 +165,7 @@ def _init_nats(environment: Mapping[str, str]) -> None:
         raise ConfigError(
             f"--init-nats needs a package that is not installed ({error.name}): pip install 'dry-work[nats]'"
         ) from error
+    set_up_logging()
     created = init_nats(settings)
     servers = ", ".join(settings.servers)
     if created:

@@ -56,7 +56,8 @@ def command(
     With --agent or -p: as long as its orders are those of the record, fills come from there; from the first other order
     on they come from the simulated exchange, rule set backtrader.
 
-    Exit codes: 0 the same (or the question is answered), 1 something differs, 2 it cannot be replayed.
+    Exit codes: 0 the same (or the question is answered), 1 something differs or the recording is damaged, 2 it cannot
+    be replayed.
     """
     from dry_work.cli.signals import EXIT_DONE, EXIT_FAILED
     from dry_work.engine.agents import parse_params
@@ -87,10 +88,11 @@ def command(
                 click.echo(json.dumps(answer_to_json(answer), allow_nan=False))
             return EXIT_DONE
         result = replay_session(reader, strategy, until_ns=until_ns, notes=notes)
+    is_damaged = bool(reader.problem) and not reader.is_cut
     _print_result(result, place)
     if as_json:
         click.echo(json.dumps(result_to_json(result), allow_nan=False))
-    return EXIT_DONE if result.is_same else EXIT_FAILED
+    return EXIT_DONE if result.is_same and not is_damaged else EXIT_FAILED
 
 
 def _print_result(result: ReplayResult, place: str) -> None:
@@ -123,7 +125,8 @@ def _print_moment(moment: Moment) -> None:
 
     from dry_work.engine.replay_flight import describe_books
 
-    click.echo(f"at {minute(moment.time_ns)} UTC, account value {moment.value:,.2f}")
+    at = f"at {minute(moment.time_ns)} UTC" if moment.time_ns else "before the first slice"
+    click.echo(f"{at}, account value {moment.value:,.2f}")
     for line in describe_books(moment.books):
         click.echo(f"  {line}")
     table = Table(title="Indicators", title_justify="left", show_header=False)
@@ -159,7 +162,7 @@ def _print_answer(answer: WhatIfResult) -> None:
         click.echo(f"handover: {answer.handover}")
     for fill in answer.fills[-_SHOWN_FILLS:]:
         at = str(fill["time"])[:16].replace("T", " ")
-        click.echo(f"  {at} {fill['side']} {fill['qty']:g} {fill['symbol']} at {fill['price']:,.4g}")
+        click.echo(f"  {at} {fill['side']} {fill['qty']:g} {fill['symbol']} at {fill['price']:,.10g}")
     recorded = "not known" if answer.recorded_end_value is None else f"{answer.recorded_end_value:,.2f}"
     click.echo(
         f"{len(answer.orders):,} orders, {len(answer.fills):,} fills; value {answer.start_value:,.2f} → "

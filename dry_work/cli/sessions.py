@@ -87,9 +87,10 @@ def _print(found: list[SessionSummary]) -> None:
 
 def _cells(each: SessionSummary) -> list[str]:
     from dry_work.cli.replay import minute
+    from dry_work.recording.flight_log import NO_FLIGHT
 
     if not each.agent:
-        return [each.name, "", "", "", "", "", "no flight"]
+        return [each.name, "", "", "", "", "", "no flight" if each.problem == NO_FLIGHT else "damaged"]
     period = ""
     if each.first_ns:
         last = minute(each.last_ns)

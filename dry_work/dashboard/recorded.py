@@ -263,6 +263,8 @@ class _Reading:
     def run(self) -> None:
         try:
             self._run.run()
+            if self._flight.turn is not None:  # the last one of all has no end: the run is over within it
+                self._end_turn(self._flight.turn)
             self._flight.drain()
         except DivergedError as error:
             self.divergence = error.divergence

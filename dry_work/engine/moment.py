@@ -28,7 +28,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe_moment(strategy: Any, broker: Any, flight: ReplayFlight) -> Moment:
     """Return what is known now."""
-    turn = flight.last_turn
+    turn = flight.turn or flight.last_turn  # the last one of all has no end: the run is over within it
     event = turn.event if turn is not None else None
     items = turn.items if turn is not None else ()
     return Moment(

@@ -329,7 +329,8 @@ def describe_decision(decision: Decision) -> str:
         )
         if price is not None
     ]
-    words = [request.side.value, size, request.symbol, request.type.value, *prices, request.time_in_force.value]
+    kind = [] if request.type.value == "limit" and request.limit_price is not None else [request.type.value]
+    words = [request.side.value, size, request.symbol, *kind, *prices, request.time_in_force.value]
     legs = f", {len(decision.legs)} legs" if decision.legs else ""
     what = "" if decision.kind == "submit" else f"{decision.kind} {decision.client_order_id}: "
     return f"{what}{' '.join(words)}{legs} ({request.client_order_id})"

@@ -169,6 +169,9 @@ class RedisSession:
                 if told.get("event") == "refused":
                     raise ConfigError(f"the hub refuses: {told.get('message')}")
                 if told.get("event") == "registered":
+                    # A hub that keeps streams has written this line to one before it published it.
+                    if not client.exists(f"stream:{LOGS}"):
+                        raise ConfigError("the hub keeps no streams: set its REDIS_STREAM_LENGTH to more than 0")
                     return
         raise FeedDisconnectedError(f"the hub did not answer within {timeout_s:g} s")
 

@@ -35,6 +35,7 @@ from dry_work.recording.frames import NOTE, Frame
 from dry_work.recording.log import SUFFIX, SessionReader, find_segments, find_sessions
 from dry_work.recording.recorder import MESSAGE
 
+NO_FLIGHT = "there is no flight in this recording, only what was received"
 EXPORT_SUFFIX = ".dwsession"
 
 
@@ -111,7 +112,7 @@ class FlightReader:
                 f"its first {self._reader.first_segment - 1} segments are gone, removed when the recordings had "
                 "reached their bound; what a session began with is needed to replay it",
             )
-        raise DataFileError(self.folder, "there is no flight in this recording, only what was received")
+        raise DataFileError(self.folder, NO_FLIGHT)
 
     def _decode_facts(self, frame: Frame) -> SessionFacts:
         try:

@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 import redis
 
+from dry_work.errors import ConfigError
+from dry_work.feeds.redis import RedisTransport
+from dry_work.settings import FeedSettings
+
 from .redis_stack import DEADLINE_S, KEY, SECRET, TIME, CommandLine, Stack, serve_stack, until
 
 AAPL = ("stocks", "trades", "AAPL")
@@ -614,3 +618,12 @@ def test_the_documented_rights_are_enough(stack: Stack) -> None:
     assert not status.error
     assert status.dropped == 0
     assert stack.client().execute_command("ACL", "LOG") == []
+
+
+def test_a_reader_of_streams_is_told_that_the_hub_keeps_none(stack: Stack) -> None:
+    stack.start_hub(stream_length=0)
+    settings = FeedSettings(name="redis", address=f"127.0.0.1:{stack.redis.port}")
+    session = RedisTransport(settings, symbols=["SPY"], client="reader").build_session(("stocks",), {})
+    with pytest.raises(ConfigError, match="the hub keeps no streams: set its REDIS_STREAM_LENGTH to more than 0"):
+        session.begin(DEADLINE_S)
+    session.close(for_good=True)

@@ -94,8 +94,9 @@ def test_an_answer_that_cannot_be_read_leaves_the_outcome_open(venue: ScriptedVe
 def test_without_a_connection_nothing_was_sent() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        api = TradingApi("KEY", "SECRET", url=f"http://127.0.0.1:{free.getsockname()[1]}")
-        with pytest.raises(BrokerUnavailableError, match="no connection"):
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        api = TradingApi("KEY", "SECRET", url=f"http://me:hidden@{address}")
+        with pytest.raises(BrokerUnavailableError, match=f"no connection to http://{address}$"):
             api.submit(foreign_request("AAPL"))
     api.close()
 

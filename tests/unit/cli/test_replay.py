@@ -53,6 +53,15 @@ def test_a_session_is_listed_exported_replayed_asked_and_compared(
     assert "cross[SPY]" in output
     assert "input bar SPY 2024-06-11 14:59: open" in output
 
+    code, output = call(replay.command, capsys, state, "--session", session.name, "--until", "2024-06-10")
+    assert code == 0
+    assert "before the first slice, account value 100,000.00" in output
+
+    code, output = call(replay.command, capsys, state, "--session", session.name, "--until", "2025-01-01")
+    assert code == 0
+    assert "at 2024-06-11 20:00 UTC, account value" in output
+    assert "input bar SPY 2024-06-11 19:59: open" in output
+
     code, output = call(replay.command, capsys, file, "-p", "fast=7", "--json")
     assert code == 0
     assert "from slice" in output
@@ -74,6 +83,20 @@ def test_a_session_is_listed_exported_replayed_asked_and_compared(
     code, output = call(diff.command, capsys, str(session), "--backtest", "--json")
     assert code == 1
     assert last_line(output)["causes"].keys() >= {"decision"}
+
+    write_strategy(tmp_path)
+    [segment] = session.glob("*.dwlog")
+    whole = bytearray(segment.read_bytes())
+    whole[len(whole) * 3 // 4] ^= 1
+    segment.write_bytes(whole)
+    code, output = call(replay.command, capsys, str(session))
+    assert code == 1
+    assert "the same: " in output
+    assert "up to here only: damaged: " in output
+    assert "damaged\n" in call(sessions.command, capsys, state)[1]
+    whole[100] ^= 1
+    segment.write_bytes(whole)
+    assert "damaged" in call(sessions.command, capsys, state)[1].splitlines()[2]
 
 
 def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
