@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)
 	$(BIN)/dry-work run --symbols symbols.txt --local --speed max --report report.html
 
+# Most tests wait for something: four at once keep two cores busy.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

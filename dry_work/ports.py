@@ -12,10 +12,11 @@ from dry_work.wakeup import Wakeup
 
 
 class SourceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A market-data source was lost or came back."""
+    """A market-data source was lost or came back; with `symbol` the bars of that one stopped or came back."""
 
     connected: bool
     detail: str = ""
+    symbol: str = ""
 
 
 class SourceFailed(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ DEFAULT_STATE_DIR = Path(".dry-work")
 DEFAULT_SYMBOLS = Path("symbols.txt")
 
 FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")  # ways of market data
+DEFAULT_STALE_S = 300.0
 WHOLE_LINES = sys.maxsize  # as a look-back
 DEFAULT_WEBSOCKET_URL = "ws://127.0.0.1:8099"
 DEFAULT_GRPC_ENDPOINT = "http://localhost:50052"
@@ -120,6 +121,37 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 10.0
     risk: RiskLimits | None = RiskLimits()  # None: no gate, only with `local`
     resume_trading: bool = False
+    stale_s: float | None = DEFAULT_STALE_S  # without a bar while its market is open: a symbol is stale; None: never
+    stops_when_stale: bool = False  # the run fails when all symbols are stale
+
+
+def parse_stale(text: str) -> float | None:
+    """Return the seconds after which a symbol is stale, None for `off`.
+
+    Raises:
+        ConfigError: when it is neither that nor a number from 60 on, the length of a bar.
+    """
+    if text.strip().lower() == "off":
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 60 <= seconds < float("inf"):
+        raise ConfigError(f"stale_s {text!r} (DRY_WORK_STALE_S): expected seconds from 60 on, or off")
+    return seconds
+
+
+def parse_stale_action(text: str) -> bool:
+    """Return whether a run ends when all its symbols are stale.
+
+    Raises:
+        ConfigError: when it is neither tell nor stop.
+    """
+    word = text.strip().lower()
+    if word not in ("tell", "stop"):
+        raise ConfigError(f"stale_action {text!r} (DRY_WORK_STALE_ACTION): expected tell or stop")
+    return word == "stop"
 
 
 def parse_timeframe(text: str, *, option: str = "--timeframe") -> TimeFrame:
@@ -382,9 +414,10 @@ _BACKTEST_KEYS = (
     "commission", "end", "engine", "fees", "guard", "max_volume", "recorded", "slippage", "source", "start",
 )  # fmt: skip
 TOML_KEYS = {
-    "run": (*_SHARED_KEYS, "agent_id", "feed", "lookback", "speed", "state_dir"),
+    "run": (*_SHARED_KEYS, "agent_id", "feed", "lookback", "speed", "stale_action", "stale_s", "state_dir"),
     "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
     "risk": (*SETTING_NAMES, "off"),
+    "alerts": ("urls", "heartbeat_url", "heartbeat_seconds", "stale_seconds", "lost_seconds"),
 }
 
 

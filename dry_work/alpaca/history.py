@@ -15,7 +15,7 @@ from alpaca.data.timeframe import TimeFrame
 
 from dry_work.alpaca.limits import Priority, shared_limiter
 from dry_work.alpaca.venue_api import PATIENCE_S, VenueApi, prepare_client
-from dry_work.clock import SECOND_NS
+from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.errors import BrokerUnavailableError, ConfigError, RateLimitedError, VenueAuthError
 from dry_work.market.messages import Bar, Slice
 from dry_work.market.symbols import is_crypto, is_option
@@ -72,9 +72,26 @@ class BarHistory:
         """
         if count <= 0:
             return []
+        return self._ask(symbols, count)
+
+    def bars_between(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> list[Slice]:
+        """Return the complete minute bars that end after `start_ns` and not after `end_ns`, as `newest_bars` does.
+
+        Raises:
+            As `newest_bars`.
+        """
+        minutes = (end_ns - start_ns) // MINUTE_NS
+        if minutes <= 0:
+            return []
+        pieces = self._ask(symbols, minutes, start_ns=start_ns - MINUTE_NS, end_ns=end_ns)
+        return [piece for piece in pieces if start_ns < piece.end_ns <= end_ns]
+
+    def _ask(self, symbols: Sequence[str], count: int, *, start_ns: int = 0, end_ns: int = 0) -> list[Slice]:
         try:
             now_ns = self._api.clock_ns()
-            bars = [bar for symbol in symbols for bar in self._fetch(symbol, count, now_ns)]
+            bars = [
+                bar for symbol in symbols for bar in self._fetch(symbol, count, start_ns, min(end_ns or now_ns, now_ns))
+            ]
         except APIError as error:
             if error.status_code in (401, 403):
                 raise VenueAuthError(
@@ -87,14 +104,14 @@ class BarHistory:
             ) from error
         return group_slices(bars)
 
-    def _fetch(self, symbol: str, count: int, now_ns: int) -> list[Bar]:
+    def _fetch(self, symbol: str, count: int, start_ns: int, now_ns: int) -> list[Bar]:
         if is_option(symbol):
             raise ConfigError(f"{symbol}: there is no warm-up for options; give --warmup 0")
         now = datetime.fromtimestamp(now_ns // SECOND_NS, UTC)
         window: dict[str, Any] = {
             "symbol_or_symbols": symbol,
             "timeframe": TimeFrame.Minute,
-            "start": now - _REACH,
+            "start": datetime.fromtimestamp(start_ns // SECOND_NS, UTC) if start_ns else now - _REACH,
             "end": now,
             "limit": count + 1,
             "sort": Sort.DESC,

@@ -27,6 +27,7 @@ class Delivery:
         self._ready: deque[Any] = deque()  # notifications up to the last `next`
         self._held: deque[Any] = deque()  # notifications that wait for a bar of their data
         self._notes: list[AccountNote] = []
+        self.listen: Callable[[str, object], None] | None = None  # hears what strategies are told of the account
 
     @property
     def strategies(self) -> list[Any]:
@@ -94,6 +95,8 @@ class Delivery:
 
     def tell_store(self, message: str, record: object) -> None:
         """Call `notify_store` of all strategies."""
+        if self.listen is not None:
+            self.listen(message, record)
         for strategy in self.strategies:
             strategy.notify_store(message, record)
 

@@ -130,6 +130,8 @@ class OrderGateway:
         self._keeps_back = False
         self._kept: list[tuple[Task, float]] = []
         self._orders_in_slice = 0
+        # Takes, on the worker's thread, name, what came of it, and when it was asked for, begun and done (monotonic).
+        self.on_sent: Callable[[str, Outcome, float, float, float], None] | None = None
         self.resyncs_begun = 0
         self.resyncs_done = 0
 
@@ -351,7 +353,10 @@ class OrderGateway:
             self._on_outcome(OrderRefused(name, refused, is_fault=True))
             return
         self._names.add(task)
+        begun_s = time.monotonic()
         outcome = self._sender.send(request, since_s)
+        if self.on_sent is not None:
+            self.on_sent(name, outcome, since_s, begun_s, time.monotonic())
         if isinstance(outcome, OrderTaken):
             outcome = self._names.with_legs(outcome)
             self._names.bind(name, outcome.order.id)

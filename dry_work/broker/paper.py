@@ -43,6 +43,7 @@ from dry_work.broker.halts import SymbolHalts
 from dry_work.broker.journal import AccountRecord, Journal, RiskRecord
 from dry_work.broker.market_time import MarketTime
 from dry_work.broker.order_placing import OrderPlacing
+from dry_work.broker.outcomes import Outcome
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.risk_desk import STORE_MESSAGE as RISK_MESSAGE
 from dry_work.broker.risk_desk import RiskDesk
@@ -416,6 +417,27 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         """Let the orders go that were decided by now."""
         if self._is_running:
             self._gateway.let_go()
+
+    def watch_orders(
+        self,
+        *,
+        on_sent: Callable[[str, Outcome, float, float, float], None],
+        on_note: Callable[[str, object], None],
+    ) -> None:
+        """Tell of each order that was sent, and of what strategies are told of the account; for a running broker.
+
+        Args:
+            on_sent: called on the order worker's thread; see `OrderGateway.on_sent`.
+            on_note: takes message and record of `notify_store`, on the engine's thread.
+        """
+        self._delivery.listen = on_note
+        if self._is_running:
+            self._gateway.on_sent = on_sent
+
+    @property
+    def open_order_count(self) -> int:
+        """Orders that can still be filled; from any thread."""
+        return len(self._desk.open)
 
     def order_by_client_id(self, client_order_id: str) -> Any:
         """Return an open order, or a newer one of this run, by its `order.info.client_order_id`; it survives restarts.

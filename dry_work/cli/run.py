@@ -120,11 +120,13 @@ def _trade(
     plot: str | None,
     observer: Any = None,
 ) -> int:
+    from dry_work.observability.settings import read_watch_settings
     from dry_work.settings import read_environment, read_toml
 
     folder = Path.cwd()
     toml = folder / "dry-work.toml"
     settings = build_settings(options, read_toml(toml), read_environment(folder), read_toml(toml, "risk"))
+    watch = read_watch_settings(read_environment(folder), read_toml(toml, "alerts"))
     if settings.mode != "local" and (report or plot):
         raise ConfigError("--report and --plot go with --local: other runs have no recording to draw prices from")
     check_views(report, plot)
@@ -141,6 +143,12 @@ def _trade(
     from dry_work.observability.logging import set_up_logging
 
     set_up_logging()
+    telemetry = None
+    if watch.is_on:
+        from dry_work.engine.telemetry import RunTelemetry, join_observers
+
+        telemetry = RunTelemetry(watch, name=settings.agent_id or settings.agent or "dry-work")
+        observer = join_observers(observer, telemetry)
     view: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if plain or not can_draw(sys.stdout):
         runner = Runner(settings, tell=click.echo, observer=observer)
@@ -151,8 +159,11 @@ def _trade(
     try:
         # The view is left last, when no signal can interrupt it any more: the terminal is to be as it was.
         with view, stop_signals(runner.request_stop):
+            if telemetry is not None:
+                telemetry.describe_end = lambda: runner.stopped_by_limit
             try:
-                result = runner.run()
+                with telemetry or contextlib.nullcontext():
+                    result = runner.run()
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
     except StrategyError as error:
@@ -219,6 +230,12 @@ def build_settings(
         "take_over": bool(options.get("take_over")),
         "resume_trading": bool(options.get("resume_trading")),
         "risk": s.parse_risk(risk or {}, local=local),
+        "stale_s": s.parse_stale(
+            s.read_variable(environment, "DRY_WORK_STALE_S") or str(toml.get("stale_s", s.DEFAULT_STALE_S))
+        ),
+        "stops_when_stale": s.parse_stale_action(
+            s.read_variable(environment, "DRY_WORK_STALE_ACTION") or str(toml.get("stale_action", "tell"))
+        ),
     }
     check_frames(timeframe, shared["resample"])
     if timeframe.length_ns % 60_000_000_000:

@@ -29,6 +29,9 @@ from dry_work.engine.findings import Finding, Subject, failed, ok, warning
 from dry_work.engine.remote_checks import check_market_data, check_pubsub, check_venue
 from dry_work.errors import ConfigError, DryWorkError
 from dry_work.feeds.lease import check_agent_id
+from dry_work.observability.alerts import try_channels
+from dry_work.observability.heartbeat import ping
+from dry_work.observability.settings import read_watch_settings
 from dry_work.settings import read_environment, read_toml
 
 LEAST_PYTHON = (3, 11)
@@ -65,6 +68,7 @@ def diagnose(
         ("account", partial(check_venue, subject, clock)),
         ("market data", partial(check_market_data, subject)),
         ("Pub/Sub", partial(check_pubsub, subject)),
+        ("alerts", lambda: check_alerts(subject)),
     ]
     local: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Python", lambda: [check_python()]),
@@ -80,6 +84,23 @@ def diagnose(
             yield from map(hide, _look(part, look))
         for answer in answers:
             yield from map(hide, answer.result())
+
+
+def check_alerts(subject: Subject) -> Iterator[Finding]:
+    """Send a test alert to each URL and ask for the heartbeat's, when there are any."""
+    settings = read_watch_settings(subject.environment, read_toml(subject.folder / "dry-work.toml", "alerts"))
+    if settings.alert_urls:
+        for name, is_taken in try_channels(settings.alert_urls, "a test by dry-work check"):
+            if is_taken:
+                yield ok("alerts", f"{name} took a test alert")
+            else:
+                yield failed("alerts", f"{name} did not take a test alert", "correct its URL in DRY_WORK_ALERTS")
+    if settings.heartbeat_url:
+        why = ping(settings.heartbeat_url, subject.timeout_s)
+        if why:
+            yield failed("heartbeat", f"it was not taken: {why}", "correct DRY_WORK_HEARTBEAT_URL")
+        else:
+            yield ok("heartbeat", "it was taken")
 
 
 def _read_subject(

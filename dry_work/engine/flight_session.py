@@ -25,6 +25,7 @@ from dry_work.broker.flight import NO_FLIGHT, Flight, FlightClock
 from dry_work.broker.journal import Journal
 from dry_work.clock import Clock
 from dry_work.engine.agents import Agent
+from dry_work.engine.state import name_agent
 from dry_work.errors import DryWorkError, StrategyError
 from dry_work.recording.flight_frames import FinishRecord, SessionFacts
 from dry_work.recording.flight_recorder import FlightRecorder
@@ -167,7 +168,7 @@ def describe_session(
         seed=seed,
         settings={name: plain[name] for name in SETTINGS},
         agent_id=settings.agent_id,
-        agent_name=settings.agent_id or "local",
+        agent_name=name_agent(settings, journal.path.parent),
         fingerprint=fingerprint,
         lockstep=lockstep,
         rules=rules,

@@ -22,6 +22,7 @@ from dry_work.engine.quick_feed import PlainFeed, QuickFeed, can_be_quick
 from dry_work.engine.step import StrategyStep
 from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.base import LiveClone, LiveFeed
+from dry_work.market.completeness import CompletenessTally, SymbolCompleteness
 from dry_work.market.messages import Bar, News, Slice
 from dry_work.ports import MarketSource, SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
@@ -107,6 +108,8 @@ class LiveCerebro(bt.Cerebro):
         self._slice_time = 0.0
         self.bars: Counter[str] = Counter()  # live bars delivered, by symbol
         self.warmup_bars: Counter[str] = Counter()
+        self.filled_bars: Counter[str] = Counter()  # from history, after the warm-up
+        self.completeness = CompletenessTally(())  # of the symbols of its feeds, once it runs
         self.late_bars = 0  # bars that came behind their symbol's last one and were left out
         self.slices = 0
         self.step_began_ns = 0  # when the slice at hand was taken, by the machine's clock
@@ -123,7 +126,7 @@ class LiveCerebro(bt.Cerebro):
         self._prepare(runstrats)
         for piece in self._warmup:
             self._flight.note_warmup(piece)
-            self._warm(piece, runstrats)
+            self._warm(piece, runstrats, self.warmup_bars)
             if self._event_stop:
                 return
         if self.on_ready is not None:
@@ -146,6 +149,10 @@ class LiveCerebro(bt.Cerebro):
             self._idle()
             return not self._is_stopped()
         if isinstance(event, Slice):
+            self.completeness.note(event)
+            if event.filled:
+                self._fill(event, runstrats)
+                return not self._is_stopped()
             broker = self._broker
             if self._lockstep and not self._await_events(broker, event):
                 return False
@@ -183,6 +190,9 @@ class LiveCerebro(bt.Cerebro):
                 raise ConfigError(
                     f"{type(data).__name__} is no live feed: the live engine takes LiveFeed and its clones"
                 )
+        self.completeness = CompletenessTally(self._feeds)
+        for data in datas:
+            data.completeness = SymbolCompleteness(self.completeness, data.symbol)
         self._sorted_datas = datas
         # A feed that is resampled in place gives a bar also when none of its own arrived, so it is always looked at.
         self._derived = [data for data in datas if isinstance(data, LiveClone) or data.resampling]
@@ -360,9 +370,16 @@ class LiveCerebro(bt.Cerebro):
 
     # Warm-up
 
-    def _warm(self, piece: Slice, runstrats: list[Any]) -> None:
+    def _fill(self, piece: Slice, runstrats: list[Any]) -> None:
+        """Take a slice from history: what was missed while nothing was received."""
+        if self._live:
+            self._live = False
+            self._put_status(bt.DataBase.DELAYED, "bars that were missed come from history")
+        self._warm(piece, runstrats, self.filled_bars)
+
+    def _warm(self, piece: Slice, runstrats: list[Any], counts: Counter[str]) -> None:
         self._look_back.after_slice()
-        if not self._move(piece, self.warmup_bars):
+        if not self._move(piece, counts):
             return
         stirred = self._take_stirred()
         for strat, step in zip(runstrats, self._steps, strict=True):
@@ -377,6 +394,10 @@ class LiveCerebro(bt.Cerebro):
                 feed.put_notification(status, *args)
 
     def _change_status(self, status: SourceStatus) -> None:
+        if status.symbol:
+            for feed in self._feeds.get(status.symbol, ()):
+                feed.put_notification(bt.DataBase.LIVE if status.connected else bt.DataBase.DELAYED, status.detail)
+            return
         if status.connected == self._connected:
             return
         self._connected = status.connected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from dry_work.clock import DAY_NS
+from dry_work.market.completeness import Completeness
 from dry_work.market.symbols import is_crypto
 
 TRADING_DAYS_A_YEAR = 252
@@ -74,6 +75,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     notes: Sequence[str] = ()  # counted drops and repairs, for people
     curve: EquityCurve | None = None
     fingerprint: str = ""  # of the data, sha256; empty when it is not known
+    completeness: Mapping[str, Completeness] = {}  # of the bars of a run with an account, by symbol
     assumptions: Mapping[str, str] = {}  # of a backtest: what it takes for granted, for people
 
     def to_json(self) -> dict[str, Any]:
@@ -91,8 +93,18 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "equity": self.equity.to_json(),
             "fingerprint": self.fingerprint,
             "assumptions": dict(self.assumptions),
+            "completeness": {symbol: msgspec.to_builtins(each) for symbol, each in self.completeness.items()},
             "seconds": round(self.seconds, 3),
         }
+
+
+def _describe_completeness(parts: Collection[Completeness]) -> str:
+    sums = {name: sum(getattr(part, name) for part in parts) for name in ("expected", "late", "filled", "missing")}
+    if not sums["expected"]:
+        return "no bars were expected: the market was closed"
+    share = 1 - sums["missing"] / sums["expected"]
+    told = [f"{sums[name]:,} {name}" for name in ("late", "filled", "missing") if sums[name]]
+    return f"{share:.2%} of {sums['expected']:,} expected bars" + (f" ({', '.join(told)})" if told else "")
 
 
 def _json_value(value: Any) -> Any:
@@ -169,6 +181,8 @@ def build_tables(result: RunResult, *, shown_fills: int = 8) -> list[Table | str
     summary.add_row("agent", f"{result.agent} ({params})")
     summary.add_row("mode", f"{result.mode}, {result.seconds:.1f} s")
     summary.add_row("bars", f"{sum(result.bars.values()):,} of {len(result.symbols)} symbols")
+    if result.completeness:
+        summary.add_row("complete", _describe_completeness(result.completeness.values()))
     summary.add_row("orders", f"{len(result.orders)}" + (f" ({listed})" if listed else ""))
     summary.add_row("fills", f"{len(result.fills)}")
     summary.add_row("equity", f"{equity.start:,.2f} → {equity.end:,.2f} ({equity.total_return:+.3%})")

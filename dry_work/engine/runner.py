@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -31,14 +31,17 @@ from dry_work.engine.lookback import LookBack
 from dry_work.engine.observer import RunObserver, RunPlace
 from dry_work.engine.progress import Progress, ProgressWatch
 from dry_work.engine.result import RunResult, build_curve, days_a_year, measure_equity
-from dry_work.engine.state import AgentState
+from dry_work.engine.state import AgentState, name_agent
 from dry_work.engine.strategy_state import StrategyKeeper
+from dry_work.engine.thread_watch import ThreadWatch
 from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.base import resampling
 from dry_work.feeds.choice import build_source
+from dry_work.feeds.filling import FillingSource
 from dry_work.feeds.pubsub import PubSubMarketDataFeed
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.source import ReaderSettings
+from dry_work.market.completeness import MarketHours
 from dry_work.market.messages import Slice
 from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.ports import MarketSource
@@ -46,6 +49,9 @@ from dry_work.recording.flight_frames import FinishRecord
 from dry_work.recording.recorder import SYMBOLS_FACT, Recorder
 from dry_work.settings import Credentials, RunSettings
 from dry_work.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from dry_work.alpaca.history import BarHistory
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +65,9 @@ RECORDINGS_BYTES = 1024 * 1024 * 1024
 _REGISTER_ATTEMPTS = 10
 EXIT_RISK = 3  # exit code of a run that a risk limit has ended
 # What the market data went through, by the source's counters.
-_OUTAGES = ("reconnects", "recreated_subscriptions", "publisher_restarts")
+_TOLD = (
+    "reconnects", "recreated_subscriptions", "publisher_restarts", "stale_symbols", "filled_bars", "fill_failures",
+)  # fmt: skip
 
 Tell = Callable[[str], None]
 
@@ -107,6 +115,7 @@ class Runner:
         self._equity_ends = array("q")  # of each slice; with the values 16 bytes a slice
         self._equity_values = array("d")
         self._next_line = 0.0
+        self._threads = ThreadWatch(())
         self._lockstep = False
         self.stopped_by_limit = ""  # which one, and when
 
@@ -148,6 +157,7 @@ class Runner:
             DryWorkError: a part failed.
         """
         begun = time.monotonic()
+        self._threads = ThreadWatch(threading.enumerate())
         settings = self._settings
         agent = load_agent(settings.agent, settings.params)
         with contextlib.ExitStack() as stack:
@@ -186,14 +196,12 @@ class Runner:
                 )
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
+            hours = MarketHours()
             recorder = self._build_recorder(settings, state)
             flight = self._flight = RunFlight(recorder, self._clock)
             source = build_source(
                 settings,
-                # In lock-step the market waits, so a slice is never released by time.
-                ReaderSettings(
-                    watermarks=True if lockstep else None, grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S
-                ),
+                build_reader(settings, hours, lockstep=lockstep),
                 agent_id=state.agent_id,
                 owner_nonce=state.nonce,
                 clock=self._clock,
@@ -204,6 +212,18 @@ class Runner:
                 recorder.start()
             stack.callback(source.stop)
             source.start(self._wakeup)
+            warmup = self._fetch_warmup(settings, api)
+            market: MarketSource = source
+            if not lockstep:  # where the market stands still while nobody is there, nothing is missed
+                market = FillingSource(
+                    source,
+                    symbols=settings.symbols,
+                    fetch=lambda symbols, start_ns, end_ns: open_history(settings, api).bars_between(
+                        symbols, start_ns, end_ns
+                    ),
+                    since_ns=warmup[-1].end_ns if warmup else 0,
+                    hours=hours,
+                )
             journal = Journal(state.journal_path)
             stack.callback(journal.close)
             self._tell_risk(journal)
@@ -218,7 +238,7 @@ class Runner:
                 None if session is None else session.rules,
             )
             stack.callback(broker.stop)
-            cerebro = self._build_cerebro(settings, agent, api, source, broker, state, lockstep)
+            cerebro = self._build_cerebro(settings, agent, warmup, market, broker, state, lockstep)
             if self._observer is not None:
                 stack.callback(self._observer.finish)
             register: Callable[[], object] | None = None
@@ -248,7 +268,7 @@ class Runner:
             seconds = time.monotonic() - begun
             if recorder is not None:
                 notes = [*notes, *recorder.describe_trouble()]
-            return self._build_result(agent, cerebro, broker, source, notes, fingerprint, seconds)
+            return self._build_result(agent, cerebro, broker, market, notes, fingerprint, seconds)
 
     # Building
 
@@ -325,7 +345,7 @@ class Runner:
             url_override=settings.alpaca_url,
             account_id=settings.account_id or None,
             journal=journal,
-            agent=settings.agent_id or "local",
+            agent=name_agent(settings, state.path),
             # Equal runs get equal order ids: the session of a local run follows from what goes into it.
             session=derive_session(agent, fingerprint) if settings.mode == "local" else None,
             consumer=state.agent_id,
@@ -359,7 +379,7 @@ class Runner:
         self,
         settings: RunSettings,
         agent: Agent,
-        api: VenueApi,
+        warmup: list[Slice],
         source: MarketSource,
         broker: AlpacaPaperTradingBroker,
         state: AgentState,
@@ -369,7 +389,7 @@ class Runner:
         cerebro: LiveCerebro = live_cerebro(
             source=source,
             wakeup=self._wakeup,
-            warmup=self._fetch_warmup(settings, api),
+            warmup=warmup,
             lockstep=lockstep,
             forward_prenext=settings.forward_prenext,
             beat=lambda: state.beat(self._clock),
@@ -414,16 +434,7 @@ class Runner:
     def _fetch_warmup(self, settings: RunSettings, api: VenueApi) -> list[Slice]:
         if settings.warmup <= 0 or settings.credentials is None:
             return []
-        from dry_work.alpaca.history import BarHistory
-
-        history = BarHistory(
-            settings.credentials,
-            api=api,
-            data_url=settings.data_url,
-            is_broker=bool(settings.account_id),
-            timeout_s=settings.request_timeout_s,
-        )
-        slices = history.newest_bars(settings.symbols, settings.warmup)
+        slices = open_history(settings, api).newest_bars(settings.symbols, settings.warmup)
         self._tell(f"warm-up: {sum(len(piece.bars) for piece in slices):,} bars of history")
         return slices
 
@@ -436,6 +447,7 @@ class Runner:
         kept.save()  # so that it is there before the first order leaves
         if self._observer is not None:
             self._observer.note_ready(cerebro.runningstrats)
+        self._threads.begin()
         if register is not None:
             register()
 
@@ -464,6 +476,7 @@ class Runner:
 
     def _look_after(self, broker: AlpacaPaperTradingBroker) -> None:
         self._raise_failure(broker)
+        self._threads.look(time.monotonic())
         if not self._lockstep:
             self._stop_for_limit(broker)
             if self._kept is not None:
@@ -561,14 +574,16 @@ class Runner:
         curve = build_curve(list(zip(self._equity_ends, self._equity_values, strict=True)))
         counters = source.counters()
         counted = {
-            name: count
-            for name, count in counters.items()
-            if count and (name.startswith("dropped") or name in _OUTAGES)
+            name: count for name, count in counters.items() if count and (name.startswith("dropped") or name in _TOLD)
         }
         if cerebro.late_bars:
             counted["late behind their symbol"] = cerebro.late_bars
         dropped = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(counted.items())]
         dropped += [f"{count} {name}" for name, count in sorted(broker.counters.items()) if "by the risk limit" in name]
+        # What a recording has is told when it is read.
+        completeness = (
+            {} if settings.mode == "local" else {each: cerebro.completeness.of(each) for each in settings.symbols}
+        )
         positions = {
             feed: size for feed, size in ((s, broker.position_of(s)) for s in settings.symbols) if abs(size) > 1e-12
         }
@@ -587,7 +602,43 @@ class Runner:
             fingerprint=fingerprint,
             seconds=seconds,
             notes=[*notes, *dropped],
+            completeness=completeness,
         )
+
+
+def build_reader(settings: RunSettings, hours: MarketHours, *, lockstep: bool) -> ReaderSettings:
+    """Return how a run reads its market data.
+
+    In lock-step the market waits, so a slice is never released by time. The hours are those of real time, which a
+    simulated exchange does not keep: beside one no symbol is stale.
+    """
+    if lockstep or not is_alpaca(settings.alpaca_url):
+        return ReaderSettings(watermarks=True if lockstep else None, grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S)
+    return ReaderSettings(
+        grace_s=GRACE_S,
+        stale_s=settings.stale_s,
+        is_open=hours.is_open,
+        stops_when_stale=settings.stops_when_stale,
+    )
+
+
+def open_history(settings: RunSettings, api: VenueApi) -> BarHistory:
+    """Return the history of the venue's market-data API.
+
+    Raises:
+        ConfigError: without credentials.
+    """
+    from dry_work.alpaca.history import BarHistory
+
+    if settings.credentials is None:
+        raise ConfigError("there is no history without credentials")
+    return BarHistory(
+        settings.credentials,
+        api=api,
+        data_url=settings.data_url,
+        is_broker=bool(settings.account_id),
+        timeout_s=settings.request_timeout_s,
+    )
 
 
 @contextlib.contextmanager

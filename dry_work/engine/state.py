@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
 from pathlib import Path
 
 from dry_work.clock import Clock
@@ -17,6 +19,18 @@ HEARTBEAT = "heartbeat"
 JOURNAL = "orders.sqlite"
 RECORDINGS = "recordings"
 STRATEGY = "strategy.json"
+
+
+def name_agent(settings: RunSettings, folder: Path) -> str:
+    """Return the agent's name in the ids of its orders.
+
+    Without an agent id it follows from the state directory, so that a restart there knows its orders and a run beside
+    it, on the same account, does not take them for its own. Local runs have their account alone, and are equal.
+    """
+    if settings.agent_id or settings.mode == "local":
+        return settings.agent_id or "local"
+    place = f"{socket.gethostname()} {folder.resolve()}"
+    return f"local-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 class AgentState:

@@ -42,6 +42,9 @@ def build_source(
             take_over=settings.take_over,
             watermarks=reader.watermarks,
             grace_s=reader.grace_s,
+            stale_s=reader.stale_s,
+            is_open=reader.is_open,
+            stops_when_stale=reader.stops_when_stale,
             clock=clock,
             recorder=recorder,
         )

@@ -14,13 +14,13 @@ import msgspec
 import structlog
 
 from dry_work.clock import DAY_NS, MINUTE_NS, SECOND_NS, Clock, SystemClock
-from dry_work.errors import CodecError, ConfigError
+from dry_work.errors import CodecError, ConfigError, FeedError
 from dry_work.feeds.intake import Intake, Item, Skipped
 from dry_work.feeds.staleness import StaleWatch
 from dry_work.market.barrier import BarBarrier, SliceAssembler
 from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice, Watermark
 from dry_work.market.sequencing import Sequencer, merge_counts
-from dry_work.ports import SourceEvent
+from dry_work.ports import SourceEvent, SourceFailed
 from dry_work.recording.recorder import RecordedMessage, Recorder
 from dry_work.wakeup import Wakeup
 
@@ -42,6 +42,7 @@ class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
     buffer_messages: int = 10_000  # that wait for the engine; when it is full, nothing more is read
     stale_s: float | None = None  # without a bar: a symbol is reported as stale, once until it is back; None: never
     is_open: Callable[[str, int], bool] | None = None  # None: always
+    stops_when_stale: bool = False  # the source fails when all symbols are stale
 
 
 class BufferedSource:
@@ -89,6 +90,7 @@ class BufferedSource:
             if settings.stale_s is None
             else StaleWatch(symbols, round(settings.stale_s * SECOND_NS), settings.is_open)
         )
+        self._stops_when_stale = settings.stops_when_stale
         self._intake = Intake(settings.buffer_messages)
         self._counts: Counter[str] = Counter()  # of the engine's thread
         self._received: Counter[str] = Counter()  # of the transport's threads, under the lock
@@ -145,6 +147,8 @@ class BufferedSource:
     def take(self) -> SourceEvent | None:
         """Return the next event in order, or None when there is nothing now."""
         while True:
+            if self._stale is not None and self._stale.changes:
+                return self._stale.changes.popleft()
             event = self._assembler.take()
             if event is not None:
                 return self._count(event)
@@ -163,6 +167,11 @@ class BufferedSource:
             else:
                 if self._stale is not None:
                     self._counts["stale_symbols"] += self._stale.look(now_ns, self._clock.time_ns())
+                    if self._stale.changes:
+                        continue
+                    silence = self._stale.describe_silence() if self._stops_when_stale else ""
+                    if silence:
+                        return SourceFailed(error=FeedError(silence))
                 # Only now: a deadline does not count while what it waits for may be in the buffer.
                 self._assembler.expire(now_ns)
                 event = self._assembler.take()

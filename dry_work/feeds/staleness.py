@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
 
 from dry_work.clock import SECOND_NS
+from dry_work.ports import SourceStatus
+
+_SYMBOLS_NAMED = 5
 
 _log = structlog.get_logger(__name__)
 
 
 class StaleWatch:
-    """Sees symbols without a bar for too long."""
+    """Sees symbols without a bar for too long, while their market is open.
+
+    Args:
+        limit_ns: how long is too long; after an opening it counts from there.
+        is_open: whether a symbol's market is open at a UTC time in nanoseconds; None: always.
+    """
 
     def __init__(self, symbols: Sequence[str], limit_ns: int, is_open: Callable[[str, int], bool] | None) -> None:
+        self.changes: deque[SourceStatus] = deque()  # that nobody has taken yet
         self._limit_ns = limit_ns
         self._is_open = is_open
         self._last_ns = dict.fromkeys(symbols, 0)
@@ -33,6 +43,7 @@ class StaleWatch:
             if symbol in self._stale:
                 self._stale.discard(symbol)
                 _log.info("symbol is back", symbol=symbol)
+                self.changes.append(SourceStatus(connected=True, symbol=symbol, detail="bars are back"))
 
     def look(self, now_ns: int, time_ns: int) -> int:
         """Report symbols that are newly stale; return how many."""
@@ -47,10 +58,26 @@ class StaleWatch:
                 continue
             self._stale.add(symbol)
             found += 1
+            detail = f"no bar for {self._limit_s():g} s while its market is open"
+            self.changes.append(SourceStatus(connected=False, symbol=symbol, detail=detail))
             _log.warning("symbol is stale: no bar while its market is open", symbol=symbol, seconds=self._limit_s())
         quiet = [last_ns for symbol, last_ns in self._last_ns.items() if symbol not in self._stale]
         self.next_look_ns = min(quiet, default=now_ns) + self._limit_ns
         return found
+
+    @property
+    def stale(self) -> frozenset[str]:
+        """The symbols that are stale."""
+        return frozenset(self._stale)
+
+    def describe_silence(self) -> str:
+        """Return why nothing can be expected any more, empty while any symbol has bars or its market is closed."""
+        if len(self._stale) < len(self._last_ns):
+            return ""
+        listed = ", ".join(list(self._last_ns)[:_SYMBOLS_NAMED])
+        more = len(self._last_ns) - _SYMBOLS_NAMED
+        listed += f" and {more} more" if more > 0 else ""
+        return f"no bar of any symbol ({listed}) for {self._limit_s():g} s while their market is open"
 
     def _limit_s(self) -> float:
         return self._limit_ns / SECOND_NS

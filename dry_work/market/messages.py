@@ -102,3 +102,4 @@ class Slice(msgspec.Struct, frozen=True, kw_only=True):
     number: int | None = None  # the publisher's slice number, None when a grace period released the slice
     event_id: str = ""  # trade events up to this one belong before the slice's `next`
     last: bool = False  # no slice follows
+    filled: bool = False  # from history: it moves feeds and indicators, and no strategy is called

@@ -34,6 +34,7 @@ OWNERS = {
     "nats": {"hub", "embedded", "feeds"},
     "redis": {"hub", "embedded", "feeds", "redis"},
     "picows": {"hub"},
+    "apprise": {"observability"},
     "opentelemetry": {"observability"},
     "kubernetes": set(),
     "aiohttp": {"alpaca", "exchange", "hub", "dashboard"},

@@ -63,7 +63,7 @@ def test_the_json_object_has_the_documented_keys_and_no_nan() -> None:
     found = json.loads(json.dumps(make_result().to_json(), allow_nan=False))
     assert list(found) == [
         "mode", "engine", "agent", "params", "symbols", "bars", "orders", "fills", "positions", "equity", "fingerprint",
-        "assumptions", "seconds",
+        "assumptions", "completeness", "seconds",
     ]  # fmt: skip
     assert list(found["equity"]) == ["start", "end", "return", "max_drawdown", "sharpe"]
     assert found["params"] == {"fast": 10, "ratio": None}

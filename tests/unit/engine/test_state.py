@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dry_work.clock import ManualClock
-from dry_work.engine.state import AgentState
+from dry_work.engine.state import AgentState, name_agent
 from dry_work.errors import ConfigError, LeaseHeldError
 from dry_work.settings import RunSettings
 
@@ -88,3 +89,12 @@ def test_the_heartbeat_holds_time_and_process(tmp_path: Path) -> None:
     assert found["time_ns"] == 123
     assert isinstance(found["pid"], int)
     state.release()
+
+
+def test_agents_without_an_id_have_a_name_by_their_directory(tmp_path: Path) -> None:
+    here, there = tmp_path / "a", tmp_path / "b"
+    paper = RunSettings(symbols=("SPY",), agent="a", params={}, mode="paper")
+    assert name_agent(paper, here) == name_agent(paper, here)  # a restart
+    assert name_agent(paper, here) != name_agent(paper, there)
+    assert name_agent(msgspec.structs.replace(paper, mode="local"), here) == "local"
+    assert name_agent(msgspec.structs.replace(paper, agent_id="mine"), here) == "mine"

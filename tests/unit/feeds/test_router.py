@@ -599,7 +599,10 @@ def test_a_symbol_is_stale_once_while_its_market_is_open() -> None:
 def test_stale_symbols_are_counted_although_nothing_arrives(server: Server, sources: Sources) -> None:
     reader = sources.start(("A",), stale_s=0.1)
     assert reader.source.wait_s() is not None
-    reader.wait_until(lambda: reader.source.counters().get("stale_symbols") == 1)
+    told = reader.next()
+    assert isinstance(told, SourceStatus)
+    assert (told.connected, told.symbol) == (False, "A")
+    assert reader.source.counters()["stale_symbols"] == 1
 
 
 @pytest.mark.slow

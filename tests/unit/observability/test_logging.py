@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from dry_work.errors import ConfigError
-from dry_work.observability.logging import LogSettings, apply_log_settings, render_logfmt, set_up_logging
+from dry_work.observability.logging import LogSettings, apply_log_settings, render_google, render_logfmt, set_up_logging
 
 
 def log_all() -> None:
@@ -112,3 +112,16 @@ def test_people_get_warnings_without_a_source(
 def test_a_level_that_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match="LOG_LEVEL='loud': expected one of debug, info"):
         set_up_logging("Loud")
+
+
+def test_a_line_for_google_cloud_has_its_fields() -> None:
+    line = json.loads(
+        render_google(None, "", {"event": "slice", "level": "warning", "timestamp": "t", "agent": "mine", "bars": 2})
+    )
+    assert line == {
+        "severity": "WARNING",
+        "message": "slice",
+        "timestamp": "t",
+        "logging.googleapis.com/labels": {"agent": "mine"},
+        "bars": 2,
+    }

@@ -1,0 +1,216 @@
+"""What came of what was to come: bars expected, arrived, late, filled and missing, by symbol and minute. Pure.
+
+A bar is expected for each length of a bar in which its market is open: a share's in the regular hours of its exchange
+(half days and holidays are known), a crypto pair's always. A venue sends no bar for a minute without a trade, so a bar
+that is missing was lost, or nothing was traded.
+
+`CompletenessTally.note` costs a call and one step a bar. What was noted is judged when somebody asks, or when much of
+it waits, since the exchange's calendar takes a second to load.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from enum import StrEnum
+
+import msgspec
+
+from dry_work.clock import MINUTE_NS
+from dry_work.errors import ConfigError
+from dry_work.market.calendar import SessionCalendar
+from dry_work.market.messages import Slice
+from dry_work.market.symbols import is_crypto
+
+MINUTES_KEPT = 512  # of which `minute` knows
+_MOST_SLICES = 4096  # that wait to be judged
+_MOST_BARS = 100_000
+
+
+class Arrival(StrEnum):
+    """How the bar of one symbol and minute came."""
+
+    ARRIVED = "arrived"  # with its slice
+    LATE = "late"  # after its slice, under its own time
+    FILLED = "filled"  # from history
+    MISSING = "missing"  # not, although the market was open
+    CLOSED = "closed"  # not, and the market was closed
+
+
+class Completeness(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of bars. `expected` is the sum of `arrived`, `late`, `filled` and `missing`."""
+
+    expected: int = 0
+    arrived: int = 0
+    late: int = 0
+    filled: int = 0
+    missing: int = 0
+    outside: int = 0  # came while the market was closed, for example in extended hours; not expected
+
+    @property
+    def share(self) -> float:
+        """The part of the expected bars that is there, 1.0 when none was expected."""
+        return 1.0 if not self.expected else (self.expected - self.missing) / self.expected
+
+
+class MarketHours:
+    """When a symbol's market is open. A time that the calendar does not know counts as closed.
+
+    Args:
+        calendar: of shares and options.
+    """
+
+    def __init__(self, calendar: SessionCalendar | None = None) -> None:
+        self._calendar = calendar or SessionCalendar()
+
+    def is_open(self, symbol: str, ns: int) -> bool:
+        """Tell whether the market of `symbol` is open at `ns`."""
+        if is_crypto(symbol):
+            return True
+        try:
+            return self._calendar.is_open(ns)
+        except ConfigError:
+            return False
+
+    def count_bars(self, *, crypto: bool, start_ns: int, end_ns: int, length_ns: int = MINUTE_NS) -> int:
+        """Return how many bars of `length_ns` start from `start_ns` on, before `end_ns`, while the market is open."""
+        if end_ns <= start_ns:
+            return 0
+        if crypto:
+            return -(-(end_ns - start_ns) // length_ns)
+        count, at_ns = 0, start_ns
+        try:
+            while at_ns < end_ns:
+                session = self._calendar.session_at(at_ns)
+                if session is None:
+                    at_ns += -(-(self._calendar.next_open_ns(at_ns) - at_ns) // length_ns) * length_ns
+                    continue
+                bars = -(-(min(session.close_ns, end_ns) - at_ns) // length_ns)
+                count += bars
+                at_ns += bars * length_ns
+        except ConfigError:
+            return count
+        return count
+
+
+class CompletenessTally:
+    """Counts bars of some symbols from the first slice on.
+
+    Args:
+        symbols: those that are counted; bars of others are left out.
+        hours: when their markets are open.
+        length_ns: of a bar.
+    """
+
+    def __init__(self, symbols: Iterable[str], *, hours: MarketHours | None = None, length_ns: int = MINUTE_NS) -> None:
+        self.symbols = tuple(dict.fromkeys(symbols))
+        self._hours = hours or MarketHours()
+        self._length_ns = length_ns
+        self._is_crypto = {symbol: is_crypto(symbol) for symbol in self.symbols}
+        self._counts: dict[str, Counter[str]] = {symbol: Counter() for symbol in self.symbols}
+        self._expected = {False: 0, True: 0}  # by whether it is crypto
+        self._start_ns = 0  # start of the first bar that is expected
+        self._end_ns = 0
+        self._minutes: dict[int, dict[str, Arrival]] = {}  # by end, in order of noting
+        self._kept_ends: deque[int] = deque()
+        self._waiting: list[tuple[int, bool, tuple[tuple[str, int], ...]]] = []
+        self._waiting_bars = 0
+
+    def note(self, piece: Slice) -> None:
+        """Count a slice."""
+        self._waiting.append((piece.end_ns, piece.filled, tuple((bar.symbol, bar.end_ns) for bar in piece.bars)))
+        self._waiting_bars += len(piece.bars)
+        if len(self._waiting) > _MOST_SLICES or self._waiting_bars > _MOST_BARS:
+            self._judge()
+
+    def of(self, symbol: str) -> Completeness:
+        """Return the counts of a symbol, up to the last slice.
+
+        Raises:
+            KeyError: it is none of `symbols`.
+        """
+        self._judge()
+        counts = self._counts[symbol]
+        expected = self._expected[self._is_crypto[symbol]]
+        there = {kind: counts[kind] for kind in (Arrival.ARRIVED, Arrival.LATE, Arrival.FILLED)}
+        return Completeness(
+            expected=expected,
+            **{kind.value: count for kind, count in there.items()},
+            missing=expected - sum(there.values()),
+            outside=counts["outside"],
+        )
+
+    def total(self) -> Completeness:
+        """Return the counts of all symbols together."""
+        parts = [self.of(symbol) for symbol in self.symbols]
+        return Completeness(
+            **{name: sum(getattr(part, name) for part in parts) for name in Completeness.__struct_fields__}
+        )
+
+    def minute(self, symbol: str, end_ns: int) -> Arrival | None:
+        """Return what became of the bar of `symbol` that ends at `end_ns`.
+
+        None: before the first slice, after the last one, or longer ago than `MINUTES_KEPT` minutes with a bar.
+        """
+        self._judge()
+        start_ns = end_ns - self._length_ns
+        if start_ns < self._start_ns or end_ns > self._end_ns:
+            return None
+        found = self._minutes.get(end_ns, {}).get(symbol)
+        if found is not None:
+            return found
+        if len(self._kept_ends) >= MINUTES_KEPT and end_ns < self._kept_ends[0]:
+            return None
+        return Arrival.MISSING if self._hours.is_open(symbol, start_ns) else Arrival.CLOSED
+
+    def _judge(self) -> None:
+        waiting, self._waiting, self._waiting_bars = self._waiting, [], 0
+        for end_ns, filled, bars in waiting:
+            self._advance(end_ns)
+            for symbol, bar_end_ns in bars:
+                if symbol in self._counts:
+                    self._count(symbol, bar_end_ns, end_ns, filled=filled)
+
+    def _advance(self, end_ns: int) -> None:
+        if not self._end_ns:
+            self._start_ns = self._end_ns = end_ns - self._length_ns
+        if end_ns <= self._end_ns:
+            return
+        for crypto in set(self._is_crypto.values()):
+            self._expected[crypto] += self._hours.count_bars(
+                crypto=crypto, start_ns=self._end_ns, end_ns=end_ns, length_ns=self._length_ns
+            )
+        self._end_ns = end_ns
+
+    def _count(self, symbol: str, bar_end_ns: int, slice_end_ns: int, *, filled: bool) -> None:
+        start_ns = bar_end_ns - self._length_ns
+        if start_ns < self._start_ns:
+            return  # of before the count began
+        minute = self._minutes.get(bar_end_ns)
+        if minute is None:
+            minute = self._minutes[bar_end_ns] = {}
+            self._kept_ends.append(bar_end_ns)
+            if len(self._kept_ends) > MINUTES_KEPT:
+                del self._minutes[self._kept_ends.popleft()]
+        if symbol in minute:
+            return
+        kind = Arrival.FILLED if filled else Arrival.LATE if bar_end_ns < slice_end_ns else Arrival.ARRIVED
+        minute[symbol] = kind
+        self._counts[symbol][kind if self._hours.is_open(symbol, start_ns) else "outside"] += 1
+
+
+class SymbolCompleteness:
+    """What a strategy reads as `data.completeness`: the counts of its symbol, as they are at the time of reading."""
+
+    def __init__(self, tally: CompletenessTally, symbol: str) -> None:
+        self._tally = tally
+        self.symbol = symbol
+
+    @property
+    def counts(self) -> Completeness:
+        """The counts from the first slice to the last one."""
+        return self._tally.of(self.symbol)
+
+    def minute(self, end_ns: int) -> Arrival | None:
+        """Return what became of the bar that ends at `end_ns`, None when that is not known."""
+        return self._tally.minute(self.symbol, end_ns)
