@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
 from dry_work.errors import ConfigError, DataFileError
 from dry_work.market.messages import Slice
@@ -34,6 +37,12 @@ from dry_work.recording.flight_frames import (
 from dry_work.recording.frames import NOTE, Frame
 from dry_work.recording.log import SUFFIX, SessionReader, find_segments, find_sessions
 from dry_work.recording.recorder import MESSAGE
+
+_LOCAL_HEADER = struct.Struct("<4s2xHH8xI4xHH")  # of an entry in a ZIP file
+_STREAMED = 8  # a flag: the sizes come behind the data
+_CHUNK_BYTES = 64 * 1024
+
+_log = structlog.get_logger(__name__)
 
 NO_FLIGHT = "there is no flight in this recording, only what was received"
 EXPORT_SUFFIX = ".dwsession"
@@ -249,11 +258,48 @@ def _unpacked(file: Path) -> Iterator[Path]:
                     target.parent.mkdir(exist_ok=True)
                     with packed.open(entry) as source, target.open("wb") as copy:
                         shutil.copyfileobj(source, copy)
-        except zipfile.BadZipFile as error:
-            raise DataFileError(file, f"no exported session, or a damaged one: {error}") from None
-        except (OSError, EOFError, zipfile.LargeZipFile) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            # A file that was cut off has lost its directory, at its end. What is before the cut can be read.
+            shutil.rmtree(folder)
+            Path(folder).mkdir()
+            if not _unpack_start(file, Path(folder)):
+                raise DataFileError(file, f"no exported session, or a damaged one: {error}") from None
+            _log.warning("an exported session is damaged: what is before the damage is used", file=str(file))
+        except (OSError, zipfile.LargeZipFile) as error:
             raise DataFileError(file, f"cannot be unpacked: {error}") from None
         yield Path(folder)
+
+
+def _unpack_start(file: Path, folder: Path) -> bool:
+    """Unpack entries one behind the other, up to the first that is damaged, and that as far as it goes.
+
+    Format: local file headers of APPNOTE.TXT 4.3.7, of a file that `zipfile` wrote: sizes are in the headers.
+    """
+    found = False
+    with file.open("rb") as packed:
+        while len(head := packed.read(_LOCAL_HEADER.size)) == _LOCAL_HEADER.size:
+            signature, flags, method, size, name_length, extra_length = _LOCAL_HEADER.unpack(head)
+            name = packed.read(name_length).decode("utf-8", "replace")
+            parts = Path(name).parts
+            is_part = len(parts) == 2 and ".." not in parts and parts[1].endswith(SUFFIX)
+            if signature != b"PK\x03\x04" or flags & _STREAMED or method != zipfile.ZIP_DEFLATED or not is_part:
+                break
+            packed.read(extra_length)
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            target = folder / parts[0] / parts[1]
+            target.parent.mkdir(exist_ok=True)
+            found = True
+            with target.open("wb") as copy:
+                left = size
+                while left and (data := packed.read(min(left, _CHUNK_BYTES))):
+                    left -= len(data)
+                    try:
+                        copy.write(inflate.decompress(data))
+                    except zlib.error:
+                        return found
+            if left:
+                break
+    return found
 
 
 def export_session(folder: Path, file: Path) -> int:

@@ -489,3 +489,28 @@ def test_bars_of_a_slice_come_back_as_they_were(flown: tuple[Path, RunResult]) -
         assert reader.is_complete
     assert len(slices) == 390
     assert all(isinstance(bar, Bar) and bar.ts_recv_ns for piece in slices for bar in piece.bars)
+
+
+def test_an_export_that_was_cut_off_or_edited_is_used_up_to_there(
+    tmp_path: Path, flown: tuple[Path, RunResult]
+) -> None:
+    whole = tmp_path / "whole.dwsession"
+    size = export_session(last_session(flown[0]), whole)
+    damaged = tmp_path / "damaged.dwsession"
+    turns = []
+    for share in (0.2, 0.6, 0.95):
+        damaged.write_bytes(whole.read_bytes()[: int(size * share)])
+        result = replay(damaged)
+        assert result.is_same
+        assert result.problem
+        turns.append(result.turns)
+    assert 0 < turns[0] < turns[1] < turns[2]
+    content = bytearray(whole.read_bytes())
+    content[int(size * 0.6)] ^= 1
+    damaged.write_bytes(content)
+    result = replay(damaged)
+    assert result.problem
+    assert 0 < result.turns < turns[2]
+    damaged.write_bytes(whole.read_bytes()[:20])
+    with pytest.raises(DataFileError, match="no exported session"), open_flight(damaged):
+        pass
