@@ -76,7 +76,7 @@ def build_hub(
         feeds=_choose_feeds(settings, environment, shared),
         data_history=shared.data_history,
         order_history=shared.order_history,
-        health=None if observation is None else _build_health(settings, observation, on_failure),
+        health=None if observation is None else _build_health(settings, observation, access, on_failure),
         on_feed=on_feed,
         on_failure=on_failure,
     )
@@ -176,10 +176,15 @@ def _choose_jobs(settings: HubSettings) -> list[Job]:
 
 
 def _build_health(
-    settings: HubSettings, observation: ObservationSettings, on_failure: Callable[[BaseException], None] | None
+    settings: HubSettings,
+    observation: ObservationSettings,
+    access: Access,
+    on_failure: Callable[[BaseException], None] | None,
 ) -> Callable[[HubService], HealthPart]:
     from dry_work.hub.health_server import HealthServer
 
+    if observation.has_tls and access.tls is None:
+        raise ConfigError("HUB_HEALTH_TLS is on, but there is no certificate: set HUB_TLS_CERT and HUB_TLS_KEY")
     topic_types = {
         settings.market_topic: message_type(STOCKS, "bars"),
         settings.crypto_topic: message_type(CRYPTO, "bars"),
@@ -187,7 +192,13 @@ def _build_health(
         settings.orders_topic: ORDER_UPDATE,
     }
     return lambda hub: HealthServer(
-        hub, observation, environment=settings.environment, topic_types=topic_types, on_failure=on_failure
+        hub,
+        observation,
+        environment=settings.environment,
+        topic_types=topic_types,
+        on_failure=on_failure,
+        tls=access.tls if observation.has_tls else None,
+        certificate=access.certificate if observation.has_tls else None,
     )
 
 

@@ -1,12 +1,13 @@
 """Health and metrics of the hub over HTTP, and its health over gRPC. Event-loop only.
 
-They need no token, and no TLS: probes and scrapers come without. They are the first to open and the last to close, so
-that a hub on its way out can say so.
+They need no token, and no TLS unless it is asked for: probes and scrapers come without. They are the first to open and
+the last to close, so that a hub on its way out can say so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from aiohttp import web
 import dry_work
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError
+from dry_work.hub.access import Certificate
 from dry_work.hub.bus import Bus
 from dry_work.hub.health import UNHEALTHY, HealthReport, assess_health, build_document
 from dry_work.hub.health_checks import AccountChecks
@@ -74,6 +76,8 @@ class HealthServer:
         environment: paper or live: the account that is `trading` when there are both.
         topic_types: type of the messages of each topic of Pub/Sub, for the metrics.
         on_failure: called with an error of the metrics when that is to end the hub.
+        tls: certificate of the listeners; None: plain connections.
+        certificate: the same one as bytes, for gRPC.
     """
 
     def __init__(
@@ -84,7 +88,11 @@ class HealthServer:
         environment: str = "paper",
         topic_types: Mapping[str, str] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
+        tls: ssl.SSLContext | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
+        self._tls = tls
+        self._certificate = certificate
         self.ports: dict[str, int] = {}
         self._hub = hub
         self._settings = settings
@@ -187,7 +195,9 @@ class HealthServer:
         loop = asyncio.get_running_loop()
         for name, port in ports.items():
             try:
-                server = await loop.create_server(lambda: self._build_protocol(runner), self._settings.host, port)
+                server = await loop.create_server(
+                    lambda: self._build_protocol(runner), self._settings.host, port, ssl=self._tls
+                )
             except OSError as error:
                 raise ConfigError(
                     f"the port {self._settings.host}:{port} ({name}) cannot be opened: {error.strerror or error}"
@@ -292,7 +302,11 @@ class HealthServer:
         health = HealthService(self.is_ready)
         health.add_to(server)
         try:
-            port = server.add_insecure_port(address)
+            if self._certificate is None:
+                port = server.add_insecure_port(address)
+            else:
+                pair = (self._certificate.key, self._certificate.chain)
+                port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
         except RuntimeError as error:
             await server.stop(None)
             raise ConfigError(

@@ -26,6 +26,7 @@ class ObservationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the hub tells of itself, and where. Port 0 takes any free one."""
 
     host: str = DEFAULT_HOST
+    has_tls: bool = False  # with the certificate of the client ports
     health_port: int = 8082
     metrics_port: int = 9090
     has_more_metrics: bool = False  # a listener of its own on `more_metrics_port`
@@ -48,6 +49,7 @@ def read_observation_settings(environment: Mapping[str, str]) -> ObservationSett
     """
     settings = ObservationSettings(
         host=_read_host(environment),
+        has_tls=_read_switch(environment, "HUB_HEALTH_TLS", default=False),
         health_port=_read_count(environment, "STREAM_PROXY_HEALTH_PORT", 8082, 65_535),
         metrics_port=_read_count(environment, "STREAM_PROXY_METRICS_PORT", 9090, 65_535),
         has_more_metrics=not _read_switch(environment, "DISABLE_METRICS", default=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.hub.access import Access, read_certificate
 from dry_work.hub.assembly import build_hub
+from dry_work.hub.observation_settings import read_observation_settings
 from dry_work.hub.service import HubService
 from dry_work.hub.settings import SINKS, build_settings
 from dry_work.hub.state_lock import StateLock
@@ -122,6 +124,40 @@ def test_the_websocket_port_speaks_tls(served: tuple[HubService, Path], upstream
         pass
     with pytest.raises(ssl.SSLCertVerificationError), connect(f"wss://127.0.0.1:{port}/v2/iex", proxy=None):
         pass
+
+
+def test_health_and_metrics_speak_tls_when_that_is_asked_for(upstream: Upstream, clean_environment: Path) -> None:
+    _, chain, key = write_certificate(clean_environment)
+    environment = {
+        **FREE_PORTS,
+        "ALPACA_API_KEY": KEY,
+        "ALPACA_SECRET_KEY": SECRET,
+        "ALPACA_STREAM_URL": upstream.url,
+        "ALPACA_URL": NOWHERE,
+        "HUB_SINKS": "websocket",
+        "HUB_HEALTH_TLS": "true",
+    }
+    observation = read_observation_settings(environment)
+    with pytest.raises(ConfigError, match="HUB_HEALTH_TLS is on, but there is no certificate: set HUB_TLS_CERT and"):
+        build_hub(build_settings(environment), environment, observation=observation)
+    environment |= {"HUB_TLS_CERT": str(chain), "HUB_TLS_KEY": str(key)}
+    hub = build_hub(build_settings(environment), environment, observation=observation)
+    hub.start()
+    try:
+        health: Any = hub._health
+        trusting = ssl.create_default_context(cafile=str(chain))
+        for variable, path in (("STREAM_PROXY_HEALTH_PORT", "healthz"), ("STREAM_PROXY_METRICS_PORT", "metrics")):
+            url = f"https://127.0.0.1:{health.ports[variable]}/{path}"
+            with urllib.request.urlopen(url, context=trusting, timeout=30) as answer:
+                assert answer.status == 200
+            with pytest.raises((OSError, http.client.HTTPException)):
+                urllib.request.urlopen(url.replace("https", "http"), timeout=30)
+        credentials = grpc.ssl_channel_credentials(chain.read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{health.ports['HEALTH_PORT']}", credentials) as channel:
+            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert check(b"\n\x04live", timeout=30) == b"\x08\x01"  # of the service `live`: SERVING
+    finally:
+        hub.stop()
 
 
 def test_the_grpc_ports_speak_tls(served: tuple[HubService, Path]) -> None:

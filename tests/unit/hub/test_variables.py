@@ -146,6 +146,7 @@ EFFECTS: list[tuple[dict[str, str], Callable[[Built], Any], Any]] = [
     ({"HUB_BIND_HOST": "0.0.0.0", "HUB_TOKEN": "t"}, lambda b: b.sink("websocket").access.admits("t"), True),
     ({"HUB_BIND_HOST": "0.0.0.0", "HUB_TOKEN": "t"}, lambda b: b.sink("websocket").access.admits("u"), False),
     ({"HUB_HEALTH_HOST": "0.0.0.0"}, seen("host"), "0.0.0.0"),
+    ({"HUB_HEALTH_TLS": "true"}, seen("has_tls"), True),
     ({"HUB_STATE_DIR": "kept"}, lambda b: b.sink("nats")._state_dir, Path("kept")),
     ({"SHUTDOWN_TIMEOUT": "1m30s"}, lambda b: b.settings.shutdown_timeout_s, 90.0),
     ({"PROXY_PORT": "8111"}, lambda b: b.sink("websocket").port, 8111),
