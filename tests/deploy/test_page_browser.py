@@ -56,8 +56,13 @@ class Page:
             time.sleep(0.05)
 
     def click(self, selector: str) -> None:
-        """Click an element with the mouse, as soon as it is there and not switched off."""
-        self.wait(f"(e => e && e.offsetWidth && !e.disabled)(document.querySelector({json.dumps(selector)}))")
+        """Click an element with the mouse, as soon as it is there, not switched off, and does not move any more."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"(e => e && e.offsetWidth && !e.disabled)({element})")
+        place, places = f"(e => e && JSON.stringify(e.getBoundingClientRect()))({element})", [""]
+        while len(set(places[-3:])) > 1 or len(places) < 3:
+            time.sleep(0.05)
+            places.append(self.run(place) or "")
         self.browser.click(selector)
 
     def write(self, selector: str, text: str) -> None:
