@@ -193,9 +193,8 @@ class DataPublisher:
             self._batch = []
 
     def close(self) -> None:
-        """Take no more events."""
-        self._is_active = False
-        self._follow()
+        """Take no more events; those that wait are lost, and counted."""
+        self.activate(is_active=False)
         self.subscriptions.close()
 
     async def run(self, client: Client) -> None:
