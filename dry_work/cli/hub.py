@@ -121,6 +121,7 @@ def _run(settings: HubSettings, environment: Mapping[str, str]) -> int:
             )
             hub.start()
             gc.collect()
+            gc.disable()  # the hub does it now and then
             gc.freeze()  # a full collection of all that was imported would hold every client up for a tenth of a second
             try:
                 code = waiter.wait_for_code()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,8 @@ from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
 from dry_work.settings import read_variable
 
 _EXTRAS = {"websocket": "hub", "grpc": "grpc", "nats": "nats"}
+
+COLLECT_EVERY_S = 60.0
 
 _NATS_SWITCHES = ("ENABLE_ORDERS", "ENABLE_CANCELER", "ENABLE_STOCK_STREAM", "ENABLE_GRPC", "ENABLE_GRPC_PROXY")
 
@@ -153,9 +157,21 @@ def _cut_path(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}" if url else ""
 
 
+async def _collect_garbage(_: HubService) -> None:
+    """Collect now and then where `dry-work hub` has switched automatic collection off.
+
+    The histories are many thousand objects that live for minutes. Python would look at all of them some times a second,
+    with every client waiting.
+    """
+    while True:
+        await asyncio.sleep(COLLECT_EVERY_S)
+        if not gc.isenabled():
+            gc.collect()
+
+
 def _choose_jobs(settings: HubSettings) -> list[Job]:
     if "pubsub" not in settings.sinks or not settings.news_topic or not settings.news_poll_s:
-        return []
+        return [_collect_garbage]
     if settings.key == OAUTH_KEY:
         headers = {"Authorization": f"Bearer {settings.secret}"}
     else:
@@ -172,7 +188,7 @@ def _choose_jobs(settings: HubSettings) -> list[Job]:
         )
         return poll.run()
 
-    return [look_for_news]
+    return [look_for_news, _collect_garbage]
 
 
 def _build_health(

@@ -135,8 +135,9 @@ EFFECTS: list[tuple[dict[str, str], Callable[[Built], Any], Any]] = [
     ({"CRYPTO_DATA_TOPIC": "coins"}, lambda b: "coins" in b.topics, True),
     ({"NEWS_TOPIC_NAME": "articles"}, lambda b: "articles" in b.topics, True),
     ({"ORDER_UPDATES_TOPIC": "fills"}, lambda b: "fills" in b.topics, True),
-    ({"NEWS_POLL_INTERVAL": "0"}, lambda b: len(b.hub._jobs), 0),
-    ({"NEWS_POLL_INTERVAL": "15"}, lambda b: (b.settings.news_poll_s, len(b.hub._jobs)), (15.0, 1)),
+    # Beside the job that collects garbage.
+    ({"NEWS_POLL_INTERVAL": "0"}, lambda b: len(b.hub._jobs), 1),
+    ({"NEWS_POLL_INTERVAL": "15"}, lambda b: (b.settings.news_poll_s, len(b.hub._jobs)), (15.0, 2)),
     ({"PUBSUB_EMULATOR_HOST": "localhost:8085"}, lambda b: b.pubsub._endpoint, "localhost:8085"),
     ({"HUB_BATCH": "T"}, lambda b: b.pubsub._topics["market-data"]._batch, True),
     # The hub
