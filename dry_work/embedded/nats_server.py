@@ -11,14 +11,10 @@ import threading
 import time
 from pathlib import Path
 
-import structlog
-
+from dry_work.embedded.process import STOP_TIMEOUT_S, end_process
 from dry_work.errors import ConfigError
 
 START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
-
-_log = structlog.get_logger(__name__)
 
 
 def find_nats_server() -> str | None:
@@ -97,7 +93,7 @@ class EmbeddedNats:
             try:
                 self._learn_ports(self._process, ports)
             except BaseException:
-                self._end(self._process, grace_s=0.0)
+                end_process(self._process, name="nats-server", grace_s=0.0)
                 self._process = None
                 raise
 
@@ -150,16 +146,4 @@ class EmbeddedNats:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            self._end(process, grace_s=grace_s)
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-        if grace_s:
-            process.terminate()
-            try:
-                process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                _log.warning("nats-server did not stop in time", pid=process.pid)
-        if process.poll() is None:
-            process.kill()
-            process.wait(STOP_TIMEOUT_S)
+            end_process(process, name="nats-server", grace_s=grace_s)

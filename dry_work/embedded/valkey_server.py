@@ -11,16 +11,12 @@ import threading
 import time
 from pathlib import Path
 
-import structlog
-
+from dry_work.embedded.process import STOP_TIMEOUT_S, end_process
 from dry_work.errors import ConfigError
 
 START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 5.0
 _READY = b"Ready to accept connections"
 _TRIES = 5  # a port that was free is taken by another process before the server has it
-
-_log = structlog.get_logger(__name__)
 
 
 def find_valkey_server() -> str | None:
@@ -81,7 +77,7 @@ class EmbeddedValkey:
                 try:
                     self._wait_until_ready(process)
                 except BaseException as error:
-                    self._end(process, grace_s=0.0)
+                    end_process(process, name="valkey-server", grace_s=0.0)
                     if isinstance(error, ConfigError) and not self.port and number < _TRIES:
                         continue
                     raise
@@ -143,19 +139,7 @@ class EmbeddedValkey:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            self._end(process, grace_s=grace_s)
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-        if grace_s:
-            process.terminate()
-            try:
-                process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                _log.warning("valkey-server did not stop in time", pid=process.pid)
-        if process.poll() is None:
-            process.kill()
-            process.wait(STOP_TIMEOUT_S)
+            end_process(process, name="valkey-server", grace_s=grace_s)
 
 
 def _find_free_port(host: str) -> int:
