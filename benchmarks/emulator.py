@@ -33,7 +33,7 @@ def find_launcher() -> Path | None:
 @contextlib.contextmanager
 def run_ours() -> Iterator[str]:
     """Run `dry-work pubsub` and give its host:port."""
-    port = _free_port()
+    port = find_free_port()
     with _run([sys.executable, "-m", "dry_work", "pubsub", "--port", str(port)], port) as target:
         yield target
 
@@ -48,12 +48,13 @@ def run_googles() -> Iterator[str | None]:
     if launcher is None:
         yield None
         return
-    port = _free_port()
+    port = find_free_port()
     with _run([str(launcher), "--host=127.0.0.1", f"--port={port}"], port) as target:
         yield target
 
 
-def _free_port() -> int:
+def find_free_port() -> int:
+    """Return a port that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

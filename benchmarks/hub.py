@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from benchmarks.emulator import find_free_port
 from benchmarks.hub_upstream import SYMBOLS
 from benchmarks.table import Row, median
 from dry_work.embedded.nats_server import EmbeddedNats, find_nats_server
@@ -316,13 +317,6 @@ def run_clients(transport: str, port: int, count: int, share: int) -> Iterator[s
         if answer != "ready":
             raise RuntimeError(f"the clients could not be opened: {answer!r}")
         yield process
-
-
-def find_free_port() -> int:
-    """Return a port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
