@@ -41,10 +41,6 @@ class Notices:
         """Queue a notification of the order as it is now."""
         self._queue.append(self._clone(order, ticket))
 
-    def notify_first(self, orders: list[Any]) -> None:
-        """Queue notifications in front of all others."""
-        self._queue.extendleft(reversed([order.clone() for order in orders]))
-
     def _clone(self, order: Any, ticket: Ticket | None) -> Any:
         clone = order.clone()
         if ticket is not None and self._keeps_told:
