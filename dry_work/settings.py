@@ -248,20 +248,6 @@ def parse_moment(text: str, *, name: str, whole_day: bool = False) -> int:
     return (since // dt.timedelta(microseconds=1)) * 1000 + (DAY_NS if whole_day and is_date else 0)
 
 
-def parse_switch(text: str, *, name: str) -> bool:
-    """Return whether a switch is on; empty is off.
-
-    Raises:
-        ConfigError: when it is neither on nor off.
-    """
-    word = text.strip().lower()
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("", "0", "false", "no", "off"):
-        return False
-    raise ConfigError(f"{name}={text!r}: expected true or false")
-
-
 def parse_zone(text: str) -> str:
     """Return the name of a time zone.
 

@@ -23,10 +23,10 @@ from dry_work.hub.ports import HealthPart
 from dry_work.hub.service import FeedSettings, HubService, Job, SinkFactory
 from dry_work.hub.settings import OAUTH_KEY, HubSettings
 from dry_work.hub.sinks.grpc_settings import GrpcSettings, read_grpc_settings
-from dry_work.hub.sinks.nats_settings import StreamSettings, parse_flag, read_nats_settings
+from dry_work.hub.sinks.nats_settings import StreamSettings, read_nats_settings
 from dry_work.hub.sinks.redis_settings import read_redis_settings
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
-from dry_work.settings import read_variable
+from dry_work.hub.variables import read_flag
 
 _EXTRAS = {"websocket": "hub", "grpc": "grpc", "nats": "nats"}
 
@@ -88,7 +88,7 @@ def build_hub(
 
 def _warn_of_idle_switches(settings: HubSettings, environment: Mapping[str, str]) -> None:
     """Say that a part is switched on whose interface is not named: it stays off."""
-    switched = [name for name in _NATS_SWITCHES if parse_flag(read_variable(environment, name), name=name)]
+    switched = [name for name in _NATS_SWITCHES if read_flag(environment, name)]
     if switched and "nats" not in settings.sinks:
         _log.warning("these need the sink nats, which is not named: they have no effect", variables=switched)
 

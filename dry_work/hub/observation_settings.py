@@ -9,7 +9,7 @@ import msgspec
 
 from dry_work.errors import ConfigError
 from dry_work.hub.settings import DEFAULT_HOST
-from dry_work.hub.sinks.nats_settings import parse_duration, parse_flag
+from dry_work.hub.variables import read_count, read_duration, read_flag
 from dry_work.observability.logging import JSON, LOGFMT, STDERR, STDOUT, LogSettings
 from dry_work.observability.tracing import OTLP, TracingSettings
 from dry_work.settings import parse_url, read_variable
@@ -49,17 +49,17 @@ def read_observation_settings(environment: Mapping[str, str]) -> ObservationSett
     """
     settings = ObservationSettings(
         host=_read_host(environment),
-        has_tls=_read_switch(environment, "HUB_HEALTH_TLS", default=False),
-        health_port=_read_count(environment, "STREAM_PROXY_HEALTH_PORT", 8082, 65_535),
-        metrics_port=_read_count(environment, "STREAM_PROXY_METRICS_PORT", 9090, 65_535),
-        has_more_metrics=not _read_switch(environment, "DISABLE_METRICS", default=True),
-        more_metrics_port=_read_count(environment, "METRICS_PORT", 8088, 65_535),
-        metrics_write_timeout_s=_read_duration(environment, "METRICS_WRITE_TIMEOUT", 10.0),
+        has_tls=read_flag(environment, "HUB_HEALTH_TLS", default=False),
+        health_port=read_count(environment, "STREAM_PROXY_HEALTH_PORT", default=8082, most=65_535),
+        metrics_port=read_count(environment, "STREAM_PROXY_METRICS_PORT", default=9090, most=65_535),
+        has_more_metrics=not read_flag(environment, "DISABLE_METRICS", default=True),
+        more_metrics_port=read_count(environment, "METRICS_PORT", default=8088, most=65_535),
+        metrics_write_timeout_s=read_duration(environment, "METRICS_WRITE_TIMEOUT", 10.0, least_s=0.001),
         metrics_error_policy=_read_choice(environment, "METRICS_ERR_POLICY", ERROR_POLICIES),
-        metrics_most_in_flight=_read_count(environment, "METRICS_MAX_REQ_IN_FLIGHT", 0, 1_000_000),
-        has_grpc_health=not _read_switch(environment, "DISABLE_HEALTH", default=False),
-        grpc_health_port=_read_count(environment, "HEALTH_PORT", 7654, 65_535),
-        check_interval_s=_read_duration(environment, "HEALTH_PING_INTERVAL", 10.0),
+        metrics_most_in_flight=read_count(environment, "METRICS_MAX_REQ_IN_FLIGHT", default=0, most=1_000_000),
+        has_grpc_health=not read_flag(environment, "DISABLE_HEALTH", default=False),
+        grpc_health_port=read_count(environment, "HEALTH_PORT", default=7654, most=65_535),
+        check_interval_s=read_duration(environment, "HEALTH_PING_INTERVAL", 10.0, least_s=0.001),
         logs=_read_logs(environment),
         tracing=_read_tracing(environment),
     )
@@ -77,7 +77,7 @@ def _read_logs(environment: Mapping[str, str]) -> LogSettings:
     return LogSettings(
         level=level or other or "info",
         form=_read_choice(environment, "LOG_FMT", (JSON, LOGFMT)),
-        shows_source=_read_switch(environment, "LOG_SRC", default=True),
+        shows_source=read_flag(environment, "LOG_SRC", default=True),
         exporter=_read_choice(environment, "LOG_EXPORTER", (STDERR, STDOUT)),
     )
 
@@ -97,8 +97,8 @@ def _read_rust_log(text: str) -> str:
 def _read_tracing(environment: Mapping[str, str]) -> TracingSettings | None:
     """Return None when tracing is off."""
     enabled, disabled = read_variable(environment, "OTEL_ENABLED"), read_variable(environment, "DISABLE_TRACING")
-    is_enabled = _read_switch(environment, "OTEL_ENABLED", default=True)
-    is_disabled = _read_switch(environment, "DISABLE_TRACING", default=False)
+    is_enabled = read_flag(environment, "OTEL_ENABLED", default=True)
+    is_disabled = read_flag(environment, "DISABLE_TRACING", default=False)
     if enabled and disabled and is_enabled == is_disabled:
         raise ConfigError(
             f"OTEL_ENABLED={enabled!r} and DISABLE_TRACING={disabled!r} contradict each other: set one of them"
@@ -107,7 +107,7 @@ def _read_tracing(environment: Mapping[str, str]) -> TracingSettings | None:
     own, shared = read_variable(environment, "TRACE_EXPORTER_URL"), "OTEL_EXPORTER_OTLP_ENDPOINT"
     name = "TRACE_EXPORTER_URL" if own else shared
     url = _check_collector(own or read_variable(environment, shared) or DEFAULT_COLLECTOR, name)
-    timeout_s = _read_duration(environment, "TRACE_EXPORTER_TIMEOUT", 5.0)
+    timeout_s = read_duration(environment, "TRACE_EXPORTER_TIMEOUT", 5.0, least_s=0.001)
     if is_disabled or not is_enabled:
         return None
     return TracingSettings(
@@ -143,30 +143,6 @@ def _check_ports(settings: ObservationSettings) -> None:
     for name, port in taken.items():
         if port and (other := names.setdefault(port, name)) != name:
             raise ConfigError(f"{other} and {name} are both {port}: each needs a port of its own")
-
-
-def _read_switch(environment: Mapping[str, str], name: str, *, default: bool) -> bool:
-    text = read_variable(environment, name)
-    return parse_flag(text, name=name) if text else default
-
-
-def _read_count(environment: Mapping[str, str], name: str, default: int, most: int) -> int:
-    text = read_variable(environment, name)
-    if not text:
-        return default
-    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > most:
-        raise ConfigError(f"{name}={text!r}: expected a whole number from 0 to {most}")
-    return int(text)
-
-
-def _read_duration(environment: Mapping[str, str], name: str, default_s: float) -> float:
-    text = read_variable(environment, name)
-    if not text:
-        return default_s
-    seconds = parse_duration(text, name=name)
-    if seconds < 0.001:
-        raise ConfigError(f"{name}={text!r}: expected at least 1ms")
-    return seconds
 
 
 def _read_choice(environment: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:

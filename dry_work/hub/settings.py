@@ -13,7 +13,7 @@ import msgspec
 from dry_work.addresses import is_alpaca_url
 from dry_work.errors import ConfigError
 from dry_work.hub.core import STOCK_FEEDS, build_feeds, split_symbols
-from dry_work.hub.sinks.nats_settings import parse_duration, parse_flag
+from dry_work.hub.variables import read_duration, read_flag
 from dry_work.market.symbols import parse_symbols, read_symbols
 from dry_work.settings import (
     BROKER_LIVE_URL,
@@ -158,7 +158,7 @@ def build_settings(
         pubsub_endpoint=_parse_endpoint(pubsub_endpoint or read_variable(environment, "PUBSUB_EMULATOR_HOST")),
         market_topic=_check_topic(market, "MARKET_DATA_TOPIC"),
         crypto_topic=_check_topic(crypto, "CRYPTO_DATA_TOPIC"),
-        batch=parse_flag(read_variable(environment, "HUB_BATCH"), name="HUB_BATCH") if batch is None else batch,
+        batch=read_flag(environment, "HUB_BATCH") if batch is None else batch,
         accounts=accounts,
         environment=parse_account_environment(environment),
         bind_host=read_variable(environment, "HUB_BIND_HOST") or DEFAULT_HOST,
@@ -169,8 +169,8 @@ def build_settings(
         orders_topic=_read_topic(environment, "ORDER_UPDATES_TOPIC", ORDERS_TOPIC) if tells_orders else "",
         news_poll_s=_parse_poll(read_variable(environment, "NEWS_POLL_INTERVAL")),
         data_url=parse_url(read_variable(environment, "ALPACA_DATA_URL") or DATA_URL, name="ALPACA_DATA_URL"),
-        http_timeout_s=_read_duration(environment, "HTTP_CLIENT_TIMEOUT", HTTP_TIMEOUT_S, least_s=0.001),
-        shutdown_timeout_s=_read_duration(environment, "SHUTDOWN_TIMEOUT", SHUTDOWN_S),
+        http_timeout_s=read_duration(environment, "HTTP_CLIENT_TIMEOUT", HTTP_TIMEOUT_S, least_s=0.001),
+        shutdown_timeout_s=read_duration(environment, "SHUTDOWN_TIMEOUT", SHUTDOWN_S),
         tls_cert=_read_path(environment, "HUB_TLS_CERT"),
         tls_key=_read_path(environment, "HUB_TLS_KEY"),
     )
@@ -303,7 +303,7 @@ def _read_feed(environment: Mapping[str, str]) -> str:
 
 def _is_named(environment: Mapping[str, str], switch: str, topic: str) -> bool:
     """Tell whether Pub/Sub gets a part: because of its switch, or because its topic is named."""
-    is_on = parse_flag(read_variable(environment, switch), name=switch)
+    is_on = read_flag(environment, switch)
     return is_on or bool(read_variable(environment, topic))
 
 
@@ -332,16 +332,6 @@ def _parse_poll(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or float(text) > 86_400:
         raise ConfigError(f"NEWS_POLL_INTERVAL={text!r}: expected seconds from 0 (never) to 86400")
     return float(text)
-
-
-def _read_duration(environment: Mapping[str, str], name: str, default_s: float, *, least_s: float = 0.0) -> float:
-    text = read_variable(environment, name)
-    if not text:
-        return default_s
-    seconds = parse_duration(text, name=name)
-    if seconds < least_s:
-        raise ConfigError(f"{name}={text!r}: expected at least {least_s:g}s")
-    return seconds
 
 
 def _read_path(environment: Mapping[str, str], name: str) -> Path | None:

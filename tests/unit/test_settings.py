@@ -226,13 +226,6 @@ def test_anything_else_is_no_moment(text: str) -> None:
         s.parse_moment(text, name="--start")
 
 
-def test_switches_are_on_or_off() -> None:
-    assert [s.parse_switch(text, name="X") for text in ("true", "1", "ON", "yes")] == [True] * 4
-    assert [s.parse_switch(text, name="X") for text in ("", "false", "0", "off", "No")] == [False] * 5
-    with pytest.raises(ConfigError, match="X='maybe': expected true or false"):
-        s.parse_switch("maybe", name="X")
-
-
 # Risk
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import msgspec
@@ -11,7 +10,7 @@ from dry_work.errors import ConfigError
 from dry_work.hub.bus import DATA_HISTORY, ORDER_HISTORY
 from dry_work.hub.settings import parse_account_environment
 from dry_work.hub.upstreams.connection import UpstreamTiming
-from dry_work.settings import read_variable
+from dry_work.hub.variables import read_count, read_number
 
 DEFAULT_PORT = 50052
 _PREFIX = "STREAM_PROXY_"
@@ -23,8 +22,6 @@ class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The gRPC interface. Capacities: events that a client can go back, by kind; of order updates at least so many."""
 
     port: int = DEFAULT_PORT  # 0: any free one
-    health_port: int = 8082
-    metrics_port: int = 9090
     environment: str = "paper"  # whose order updates are told: paper or live
     heartbeat_interval_s: float = 30.0
     heartbeat_timeout_s: float = 60.0
@@ -73,15 +70,13 @@ def read_grpc_settings(environment: Mapping[str, str]) -> GrpcSettings:
     base = GrpcSettings()
 
     def count(name: str, default: int, least: int = 1, most: int = _LARGEST_COUNT) -> int:
-        return _parse_count(environment, _PREFIX + name, default, least, most)
+        return read_count(environment, _PREFIX + name, default=default, least=least, most=most)
 
     def number(name: str, default: float, least: float, most: float) -> float:
-        return _parse_number(environment, _PREFIX + name, default, least, most)
+        return read_number(environment, _PREFIX + name, default=default, least=least, most=most)
 
     settings = GrpcSettings(
         port=count("GRPC_PORT", base.port, 0, 65_535),
-        health_port=count("HEALTH_PORT", base.health_port, 0, 65_535),
-        metrics_port=count("METRICS_PORT", base.metrics_port, 0, 65_535),
         environment=parse_account_environment(environment),
         heartbeat_interval_s=number("HEARTBEAT_INTERVAL_SECS", base.heartbeat_interval_s, 0.001, _DAY_S),
         heartbeat_timeout_s=number("HEARTBEAT_TIMEOUT_SECS", base.heartbeat_timeout_s, 0.001, _DAY_S),
@@ -107,21 +102,3 @@ def read_grpc_settings(environment: Mapping[str, str]) -> GrpcSettings:
             f"{_PREFIX}HEARTBEAT_INTERVAL_SECS ({settings.heartbeat_interval_s:g} s)"
         )
     return settings
-
-
-def _parse_count(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    text = read_variable(environment, name)
-    if not text:
-        return default
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
-        raise ConfigError(f"{name}={text!r}: expected a whole number from {least} to {most}")
-    return int(text)
-
-
-def _parse_number(environment: Mapping[str, str], name: str, default: float, least: float, most: float) -> float:
-    text = read_variable(environment, name)
-    if not text:
-        return default
-    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) or not least <= float(text) <= most:
-        raise ConfigError(f"{name}={text!r}: expected a number from {least:g} to {most:g}")
-    return float(text)

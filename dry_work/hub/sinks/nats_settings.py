@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from dry_work.errors import ConfigError
+from dry_work.hub.variables import read_count, read_duration, read_flag
 from dry_work.market.symbols import ALLOWED, is_option, is_symbol
 from dry_work.settings import LIVE_URL, PAPER_URL, parse_url, read_variable
 from dry_work.wire.nats_subjects import Subjects
@@ -23,9 +24,6 @@ STOCK_CONSUMER = "nalpaca-datastream-stock-consumer-v0"
 STOCK_FEEDS = ("sip", "iex", "otc", "delayed_sip")
 EVERY = "*"  # in a list of symbols: all
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_LONGEST_S = 7 * 86_400.0
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _MASK = "***"
 _NATS_SCHEMES = ("nats", "tls", "ws", "wss")
@@ -178,37 +176,6 @@ def read_nats_settings(environment: Mapping[str, str]) -> NatsSettings:
     )
 
 
-def parse_duration(text: str, *, name: str) -> float:
-    """Return a duration such as 3s, 150ms or 1m30s in seconds; 0 needs no unit.
-
-    Raises:
-        ConfigError: naming variable, value and what is allowed.
-    """
-    if text.strip() == "0":
-        return 0.0
-    matches = list(_DURATION.finditer(text.strip()))
-    if not matches or "".join(match[0] for match in matches) != text.strip():
-        raise ConfigError(f"{name}={text!r}: expected a duration with a unit (ms, s, m, h), such as 150ms, 3s or 1m30s")
-    seconds = sum(float(match[1]) * _UNITS_S[match[2]] for match in matches)
-    if seconds > _LONGEST_S:
-        raise ConfigError(f"{name}={text!r}: expected at most 168h")
-    return seconds
-
-
-def parse_flag(text: str, *, name: str) -> bool:
-    """Return whether a switch is on; empty is off.
-
-    Raises:
-        ConfigError: naming variable, value and what is allowed.
-    """
-    word = text.strip().lower()
-    if word in ("1", "t", "true"):
-        return True
-    if word in ("", "0", "f", "false"):
-        return False
-    raise ConfigError(f"{name}={text!r}: expected one of 1, t, true, 0, f, false")
-
-
 class _Reader:
     """Reads variables, each with its rule."""
 
@@ -225,24 +192,13 @@ class _Reader:
         return text
 
     def switch(self, variable: str) -> bool:
-        return parse_flag(self.text(variable), name=variable)
+        return read_flag(self._environment, variable)
 
     def number(self, *variables: str, default: int, least: int, most: int) -> int:
-        text = self.text(*variables)
-        if not text:
-            return default
-        if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
-            raise ConfigError(f"{variables[0]}={text!r}: expected a whole number from {least} to {most}")
-        return int(text)
+        return read_count(self._environment, *variables, default=default, least=least, most=most)
 
     def duration(self, variable: str, default_s: float, *, least_s: float = 0.0) -> float:
-        text = self.text(variable)
-        if not text:
-            return default_s
-        seconds = parse_duration(text, name=variable)
-        if seconds < least_s:
-            raise ConfigError(f"{variable}={text!r}: expected at least {least_s:g}s")
-        return seconds
+        return read_duration(self._environment, variable, default_s, least_s=least_s)
 
 
 def _read_stream(env: _Reader, prefix: str, switch: str, check: Any) -> StreamSettings:

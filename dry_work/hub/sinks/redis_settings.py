@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from dry_work.errors import ConfigError
+from dry_work.hub.variables import read_count, read_flag, read_number
 from dry_work.settings import read_variable
 
 _HOST = re.compile(r"[A-Za-z0-9._:%-]{1,253}")
@@ -61,44 +62,19 @@ def read_redis_settings(environment: Mapping[str, str]) -> RedisSettings:
     username, password = environment.get("REDIS_USERNAME", ""), environment.get("REDIS_PASSWORD", "")
     if username and not password:
         raise ConfigError("REDIS_USERNAME is set, but REDIS_PASSWORD is not: set both, or the password alone")
-    lease_s = _parse_number(environment, "REDIS_LEASE_SECONDS", base.lease_s, least=1, most=86_400)
+    lease_s = read_number(environment, "REDIS_LEASE_SECONDS", default=base.lease_s, least=1, most=86_400)
     return RedisSettings(
         host=host,
-        port=_parse_count(environment, "REDIS_PORT", base.port, least=1, most=65_535),
-        db=_parse_count(environment, "REDIS_DB", base.db, least=0, most=1_000_000),
+        port=read_count(environment, "REDIS_PORT", default=base.port, least=1, most=65_535),
+        db=read_count(environment, "REDIS_DB", default=base.db, least=0, most=1_000_000),
         username=username,
         password=password,
-        use_tls=_parse_switch(environment, "REDIS_TLS"),
+        use_tls=read_flag(environment, "REDIS_TLS"),
         lease_s=lease_s,
-        stream_length=_parse_count(environment, "REDIS_STREAM_LENGTH", base.stream_length, least=0, most=1_000_000_000),
-        has_legacy=_parse_switch(environment, "REDIS_LEGACY_CHANNELS"),
+        stream_length=read_count(
+            environment, "REDIS_STREAM_LENGTH", default=base.stream_length, least=0, most=1_000_000_000
+        ),
+        has_legacy=read_flag(environment, "REDIS_LEGACY_CHANNELS"),
         check_interval_s=min(base.check_interval_s, lease_s / 4),
         hold_expiry_s=max(base.hold_expiry_s, round(lease_s * 10)),
     )
-
-
-def _parse_switch(environment: Mapping[str, str], name: str) -> bool:
-    text = read_variable(environment, name)
-    if text.lower() in ("1", "t", "true"):
-        return True
-    if text.lower() in ("", "0", "f", "false"):
-        return False
-    raise ConfigError(f"{name}={text!r}: expected one of 1, t, true, 0, f, false")
-
-
-def _parse_count(environment: Mapping[str, str], name: str, default: int, *, least: int, most: int) -> int:
-    text = read_variable(environment, name)
-    if not text:
-        return default
-    if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
-        raise ConfigError(f"{name}={text!r}: expected a whole number from {least} to {most}")
-    return int(text)
-
-
-def _parse_number(environment: Mapping[str, str], name: str, default: float, *, least: float, most: float) -> float:
-    text = read_variable(environment, name)
-    if not text:
-        return default
-    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text) or not least <= float(text) <= most:
-        raise ConfigError(f"{name}={text!r}: expected a number from {least:g} to {most:g}")
-    return float(text)

@@ -12,7 +12,8 @@ import yaml
 from dry_work.hub.assembly import build_hub
 from dry_work.hub.observation_settings import read_observation_settings
 from dry_work.hub.settings import SINKS, build_settings
-from dry_work.hub.sinks.nats_settings import parse_duration, read_nats_settings
+from dry_work.hub.sinks.nats_settings import read_nats_settings
+from dry_work.hub.variables import parse_duration
 
 PATH = Path(__file__).parents[3] / "docs" / "examples" / "compose-hub.yaml"
 GIVEN = {"ALPACA_API_KEY": "k", "ALPACA_API_SECRET": "s", "HUB_TOKEN": "t"}

@@ -19,8 +19,6 @@ def test_without_variables_the_defaults_hold_and_an_empty_one_counts_as_none() -
     ("name", "text", "field", "value"),
     [
         ("STREAM_PROXY_GRPC_PORT", "7001", "port", 7001),
-        ("STREAM_PROXY_HEALTH_PORT", "7002", "health_port", 7002),
-        ("STREAM_PROXY_METRICS_PORT", "0", "metrics_port", 0),
         ("CREAM_ENV", "live", "environment", "live"),
         ("STREAM_PROXY_HEARTBEAT_INTERVAL_SECS", "5", "heartbeat_interval_s", 5.0),
         ("STREAM_PROXY_HEARTBEAT_TIMEOUT_SECS", "90.5", "heartbeat_timeout_s", 90.5),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dry_work.errors import ConfigError
-from dry_work.hub.sinks.nats_settings import NatsSettings, parse_duration, read_nats_settings
+from dry_work.hub.sinks.nats_settings import NatsSettings, read_nats_settings
+from dry_work.hub.variables import parse_duration
 
 
 def test_without_variables_everything_has_its_default() -> None:
