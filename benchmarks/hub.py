@@ -196,17 +196,24 @@ def run_round(
         _say(clients, "end")
         wall_s = time.monotonic() - began_s
         found = json.loads(_read_line(clients))
-    cpu_s = after.user + after.system - before.user - before.system
     delivered = found["delivered"] / found["seconds"]
     offered = rate * count * SHARE / 100
     return Figures(
         delivered=delivered,
-        server_cpu=cpu_s / wall_s,
+        server_cpu=count_cpu(before, after) / wall_s,
         clients_cpu=found["cpu_s"] / found["seconds"],
         p50_ms=found["p50_ms"],
         p99_ms=found["p99_ms"],
         lost=max(0.0, 1 - delivered / offered),
     )
+
+
+def count_cpu(before: Any, after: Any) -> float:
+    """Return the seconds of CPU between two of a process's `cpu_times`: user and system.
+
+    The system counts in ticks, so a short round may have used none; the rest of a subtraction of floats is not time.
+    """
+    return round((after.user - before.user) + (after.system - before.system), 6)
 
 
 def check_counts(hub: subprocess.Popen[str]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.__main__ import NAMES, main, run
+from benchmarks.hub import count_cpu
 from benchmarks.table import Row, format_number, format_table, median, percentile
 
 # Rows of each benchmark that must be there, by the beginning of what they say.
@@ -49,6 +51,13 @@ def test_each_benchmark_gives_its_rows_with_finite_numbers(name: str, monkeypatc
         assert row.ours >= 0
         assert row.other is None or math.isfinite(row.other)
     assert format_table(rows).count("\n") == len(rows) + 1
+
+
+def test_a_round_too_short_for_a_tick_of_cpu_counts_none() -> None:
+    before, after = (SimpleNamespace(user=1.1, system=0.3), SimpleNamespace(user=1.1, system=0.3))
+    assert count_cpu(before, after) == 0.0
+    assert before.user + before.system - after.user - after.system != 0.0  # what is left of floats
+    assert count_cpu(before, SimpleNamespace(user=1.12, system=0.31)) == 0.03
 
 
 def test_an_unknown_benchmark_is_refused_with_the_names(capsys: pytest.CaptureFixture[str]) -> None:
