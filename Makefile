@@ -9,9 +9,10 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)
 	$(BIN)/dry-work run --symbols symbols.txt --local --speed max --report report.html
 
-# Most tests wait for something: four at once keep two cores busy.
+# Most tests wait for something: four at once keep two cores busy. Many run real servers, processes and timers on a
+# machine that may be busy: what fails is run once more, five tests at most, and told at the end with what it said.
 test: check
-	$(BIN)/pytest -n 4 --dist loadfile
+	$(BIN)/pytest -n 4 --dist loadfile --reruns 1 --reruns-delay 1 --max-suite-reruns 5
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -72,6 +72,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         _write_capabilities(terminalreporter, found["pubsub_capability"])
     if found["parity"]:
         _write_parity(terminalreporter, found["parity"])
+    _write_reruns(terminalreporter)
+
+
+def _write_reruns(terminalreporter: Any) -> None:
+    """Say what passed only when it was run again, and what it said at first: a mistake that shows itself at times."""
+    passed = {report.nodeid for report in terminalreporter.stats.get("passed", ())}
+    for report in terminalreporter.stats.get("rerun", ()):
+        if report.nodeid in passed:
+            terminalreporter.write_sep("-", f"passed only when run again: {report.nodeid}")
+            terminalreporter.write_line(report.longreprtext)
 
 
 def _write_capabilities(terminalreporter: Any, rows: list[Any]) -> None:
