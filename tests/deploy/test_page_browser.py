@@ -193,9 +193,10 @@ def test_a_folder_is_zipped_as_the_command_zips_it_and_an_older_source_is_deploy
     page.click("#deploy-now")
     page.wait("document.querySelector('.sources .tag')?.textContent === 'deployed'")
     page.wait("document.querySelectorAll('.sources li').length === 2")
-    page.wait(f"{PILL} === 'Running'")
     digest = make_archive(folder).digest
-    assert page.stack.fields(agent_id)["sourceDigest"] == digest
+    page.stack.until(lambda: page.stack.fields(agent_id), lambda fields: fields["sourceDigest"] == digest)
+    page.stack.settle(agent_id)
+    page.wait(f"{PILL} === 'Running'")
     page.click(".sources li:last-child button")
     assert "replaces what runs" in page.text("dialog")
     page.click("dialog button.main")

@@ -92,7 +92,7 @@ def test_sigterm_ends_a_run_in_order_and_kill_leaves_nothing_that_blocks(start: 
     after = start("run", env=env)
     after.wait_for_line(r" bars  \d+ orders")
     after.send(signal.SIGTERM)
-    assert after.wait(5.0) == 0, after.output
+    assert after.wait() == 0, after.output
     assert "stopped" in after.output
     assert list_subscriptions(stack.endpoint) == []
 
@@ -102,7 +102,7 @@ def test_ctrl_c_ends_a_run_with_130(start: Start, clean_environment: Path) -> No
     program = start("run", "--local", "--speed", "60")
     program.wait_for_line(r" bars  \d+ orders")
     program.send(signal.SIGINT)
-    assert program.wait(8.0) == 130, program.output
+    assert program.wait() == 130, program.output
     assert "Traceback" not in program.output
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_joins_later_is_warmed_up_before_it_is_live(start: Start, cle
     run = start("run", "--agent", "watching.py", "--warmup", "10", env=stack.env)
     found = run.wait_for_line(r"next with (\d+) bars")
     run.send(signal.SIGTERM)
-    assert run.wait(8.0) == 0, run.output
+    assert run.wait() == 0, run.output
     assert int(found[1]) == 11
     lines = [line for line in run.lines if line.startswith(("warm-up", "status", "next"))]
     assert lines[:4] == ["warm-up: 10 bars of history", "status DELAYED", "status LIVE", "next with 11 bars"]
@@ -171,9 +171,9 @@ def test_what_a_strategy_keeps_survives_kill(start: Start, clean_environment: Pa
     path = clean_environment / ".dry-work" / "keeper" / "strategy.json"
     kept = json.loads(path.read_text())["state"]
     assert kept["starts"] == 1
-    assert 36 <= kept["bars"] < 40  # written with every order
+    assert kept["bars"] == 39  # written with every slice
     after = start("run", "--agent", "keeping.py:Keeping", "--warmup", "0", env=env)
     assert after.wait() == 0, after.output
     assert "state: state of Keeping loaded" in after.output
-    # The slice in which it died is not delivered again: its orders may have been sent.
-    assert json.loads(path.read_text())["state"] == {"bars": 390 - 40 + kept["bars"], "starts": 2}
+    # The slice in which it died is delivered again: none of its orders had left.
+    assert json.loads(path.read_text())["state"] == {"bars": 390, "starts": 2}

@@ -223,7 +223,7 @@ def test_orders_that_are_placed_when_an_order_is_told_of_pass_the_gate_too(tmp_p
 
         def notify_order(self, order: Any) -> None:
             super().notify_order(order)
-            for _ in range(2 if self.bars < 12 else 0):
+            for _ in range(2 if len(self.placed) < 200 else 0):
                 number = len(self.placed)
                 self.placed[str(number)] = self.buy(size=1, exectype=bt.Order.Limit, price=400.0 + number)
 

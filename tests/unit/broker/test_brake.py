@@ -186,7 +186,9 @@ def test_a_loss_is_seen_and_reduces_to_exits(venue: ScriptedVenue, journal: Jour
     venue.positions = [VenuePosition(symbol="AAPL", qty=Decimal(-100), avg_entry_price=Decimal(11))]
     # A short position of 100 loses 100 with every bar.
     broker = build_broker(venue, journal, risk=RiskLimits(stale_bars=0, day_loss=Bound(Decimal(150))))
-    ran = run(broker, {2: lambda s: s.sell(size=1), 4: lambda s: s.sell(size=1), 5: lambda s: s.buy(size=100)})
+    actions = {2: lambda s: s.sell(size=1), 4: lambda s: s.sell(size=1), 5: lambda s: s.buy(size=100)}
+    # The first order is sent before the next bar brings the loss.
+    ran = run(broker, actions, {3: lambda: settle(broker)})
     before, entry, exit_ = ran.orders
     assert before.status != bt.Order.Rejected
     assert entry.info.reject_code == "risk_reducing"
