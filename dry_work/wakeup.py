@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import queue
+import threading
+import time
+
+# A signal that comes just before the main thread goes to sleep, or that the system hands to another thread, does not
+# wake it: its handler runs when the thread wakes for another reason.
+_SIGNALS_S = 1.0
 
 
 class Wakeup:
@@ -26,6 +33,15 @@ class Wakeup:
 
     def wait(self, timeout_s: float | None) -> bool:
         """Sleep until `set`, at most `timeout_s` seconds (None: without limit); tell whether it was set."""
+        if threading.current_thread() is threading.main_thread():
+            until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+            while (left_s := until_s - time.monotonic()) > _SIGNALS_S:
+                if self._take(_SIGNALS_S):
+                    return True
+            timeout_s = max(left_s, 0.0)
+        return self._take(timeout_s)
+
+    def _take(self, timeout_s: float | None) -> bool:
         try:
             self._queue.get(timeout=timeout_s)
         except queue.Empty:
