@@ -19,6 +19,7 @@ import msgspec
 
 from benchmarks.hub_upstream import SYMBOLS
 
+AT_A_TIME = 50  # clients that connect
 _JSON_TIME = re.compile(rb'"(?:t|at)": ?"\d{4}-\d\d-\d\dT\d\d:(\d\d):(\d\d)\.(\d{9})')
 
 
@@ -126,13 +127,16 @@ async def open_websockets(port: int, count: int, share: int, tally: Tally, *, bi
                         all_ready.set()
 
     headers = {"Content-Type": "application/msgpack"} if binary else {}
-    found = []
-    for number in range(count):
+
+    async def open_client(number: int) -> Any:
         client = Client(choose_symbols(number, share))
-        transport, _ = await picows.ws_connect(
-            lambda client=client: client, f"ws://127.0.0.1:{port}/v2/iex", extra_headers=headers
-        )
-        found.append(transport)
+        transport, _ = await picows.ws_connect(lambda: client, f"ws://127.0.0.1:{port}/v2/iex", extra_headers=headers)
+        return transport
+
+    found: list[Any] = []
+    while len(found) < count:  # some at a time, for those that are there have traffic already
+        numbers = range(len(found), min(len(found) + AT_A_TIME, count))
+        found += await asyncio.gather(*map(open_client, numbers))
     await asyncio.wait_for(all_ready.wait(), 60)
     return found
 

@@ -1,6 +1,8 @@
 """What one writes in an evening: Alpaca's stream to many clients with asyncio and websockets.
 
-`python -m benchmarks.hub_naive UPSTREAM_URL` prints its port. Each item is encoded and sent for each client.
+`python -m benchmarks.hub_naive UPSTREAM_URL COUNT` prints its port. Each item is encoded and sent for each client. It
+is spared what it would lose its connections by when it is too slow: the upstream is opened once COUNT clients have
+subscribed, and nobody is pinged.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 _CLIENTS: dict[ServerConnection, set[str]] = {}
+_CHANGED = asyncio.Event()
 
 
 async def talk(client: ServerConnection) -> None:
@@ -28,17 +31,21 @@ async def talk(client: ServerConnection) -> None:
             else:
                 await client.send(json.dumps([{"T": "subscription", "trades": asked["trades"]}]))
                 _CLIENTS[client] = set(asked["trades"])
+                _CHANGED.set()
     except ConnectionClosed:
         pass
     finally:
         _CLIENTS.pop(client, None)
 
 
-async def run(url: str) -> None:
+async def run(url: str, count: int) -> None:
     """Serve until the process is ended."""
-    async with serve(talk, "127.0.0.1", 0, max_queue=None) as server:
+    async with serve(talk, "127.0.0.1", 0, max_queue=None, ping_interval=None) as server:
         print(next(iter(server.sockets)).getsockname()[1], flush=True)
-        async with connect(f"{url}/v2/iex") as upstream:
+        while len(_CLIENTS) < count:
+            _CHANGED.clear()
+            await _CHANGED.wait()
+        async with connect(f"{url}/v2/iex", ping_interval=None) as upstream:
             await upstream.send(json.dumps({"action": "auth", "key": "k", "secret": "s"}))
             await upstream.send(json.dumps({"action": "subscribe", "trades": ["*"]}))
             async for frame in upstream:
@@ -52,4 +59,4 @@ async def run(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1]))
+    asyncio.run(run(sys.argv[1], int(sys.argv[2])))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from dry_work.market.messages import News, Slice
+from dry_work.market.messages import BarNote, News, PriceBands, Slice, TradingStatus
 from dry_work.wakeup import Wakeup
 
 
@@ -25,7 +25,7 @@ class SourceFailed(msgspec.Struct, frozen=True, kw_only=True):
     error: BaseException
 
 
-SourceEvent = Slice | News | SourceStatus | SourceFailed
+SourceEvent = Slice | News | TradingStatus | PriceBands | BarNote | SourceStatus | SourceFailed
 
 
 class MarketSource(Protocol):

@@ -39,6 +39,7 @@ DEFAULT_SYMBOLS = Path("symbols.txt")
 
 FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")  # ways of market data
 DEFAULT_STALE_S = 300.0
+DEFAULT_JOURNAL_DAYS, MAX_JOURNAL_DAYS = 30, 36_500
 WHOLE_LINES = sys.maxsize  # as a look-back
 DEFAULT_WEBSOCKET_URL = "ws://127.0.0.1:8099"
 DEFAULT_GRPC_ENDPOINT = "http://localhost:50052"
@@ -121,8 +122,12 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 10.0
     risk: RiskLimits | None = RiskLimits()  # None: no gate, only with `local`
     resume_trading: bool = False
+    journal_days: int | None = DEFAULT_JOURNAL_DAYS  # that an order stays in the orders journal once it has ended
     stale_s: float | None = DEFAULT_STALE_S  # without a bar while its market is open: a symbol is stale; None: never
     stops_when_stale: bool = False  # the run fails when all symbols are stale
+    drops_late: bool = False  # a bar that comes after its slice is left out; otherwise it goes with the next one
+    tells_revised: bool = False  # the strategy hears of corrections of bars
+    wants_statuses: bool = True  # trading statuses and price bands of stocks, where the way of market data has them
 
 
 def parse_stale(text: str) -> float | None:
@@ -142,16 +147,16 @@ def parse_stale(text: str) -> float | None:
     return seconds
 
 
-def parse_stale_action(text: str) -> bool:
-    """Return whether a run ends when all its symbols are stale.
+def parse_choice(text: str, words: tuple[str, str], *, name: str, variable: str) -> bool:
+    """Return whether a setting is the second of two words.
 
     Raises:
-        ConfigError: when it is neither tell nor stop.
+        ConfigError: it is neither.
     """
     word = text.strip().lower()
-    if word not in ("tell", "stop"):
-        raise ConfigError(f"stale_action {text!r} (DRY_WORK_STALE_ACTION): expected tell or stop")
-    return word == "stop"
+    if word not in words:
+        raise ConfigError(f"{name} {text!r} ({variable}): expected {words[0]} or {words[1]}")
+    return word == words[1]
 
 
 def parse_timeframe(text: str, *, option: str = "--timeframe") -> TimeFrame:
@@ -207,6 +212,20 @@ def parse_lookback(value: object, *, name: str = "--lookback") -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ConfigError(f"{name} {value!r}: expected a number of bars from 1 on, or all")
     return number
+
+
+def parse_journal_days(text: str) -> int | None:
+    """Return for how many days the journal keeps an order that has ended; None: for ever.
+
+    Raises:
+        ConfigError: when it is neither a number from 1 on nor `off`.
+    """
+    if text == "off":
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_JOURNAL_DAYS):
+        allowed = f"expected whole days from 1 to {MAX_JOURNAL_DAYS}, or off"
+        raise ConfigError(f"journal_days {text!r} (DRY_WORK_JOURNAL_DAYS): {allowed}")
+    return int(text)
 
 
 def parse_cash(text: str) -> Decimal:
@@ -400,7 +419,20 @@ _BACKTEST_KEYS = (
     "commission", "end", "engine", "fees", "guard", "max_volume", "recorded", "slippage", "source", "start",
 )  # fmt: skip
 TOML_KEYS = {
-    "run": (*_SHARED_KEYS, "agent_id", "feed", "lookback", "speed", "stale_action", "stale_s", "state_dir"),
+    "run": (
+        *_SHARED_KEYS,
+        "agent_id",
+        "feed",
+        "journal_days",
+        "late",
+        "lookback",
+        "revised",
+        "speed",
+        "stale_action",
+        "stale_s",
+        "state_dir",
+        "statuses",
+    ),
     "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
     "risk": (*SETTING_NAMES, "off"),
     "alerts": ("urls", "heartbeat_url", "heartbeat_seconds", "stale_seconds", "lost_seconds"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from alpaca.broker.client import BrokerClient
+from alpaca.common.rest import RESTClient
 
 from dry_work.alpaca.limits import Priority, RateLimiter
 from dry_work.alpaca.venue_api import PATIENCE_S, VenueApi
@@ -58,7 +58,7 @@ class BrokerTradingApi(VenueApi):
         limiter: RateLimiter | None = None,
     ) -> None:
         super().__init__(
-            BrokerClient(api_key, secret_key, raw_data=True, url_override=url),
+            RESTClient(url, api_key, secret_key, use_basic_auth=True, api_version="v1", raw_data=True),
             url=url,
             key=api_key,
             timeout_s=timeout_s,

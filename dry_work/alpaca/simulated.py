@@ -9,8 +9,9 @@ import msgspec
 from dry_work.addresses import is_alpaca_url as is_alpaca
 from dry_work.alpaca.venue_api import VenueApi
 from dry_work.errors import BrokerUnavailableError, ConfigError, OrderRejectedError, OutcomeUnknownError
+from dry_work.wire.pubsub import parse_time
 
-__all__ = ["ExchangeControl", "ExchangeSession", "is_alpaca"]
+__all__ = ["ConsumerPlace", "ExchangeControl", "ExchangeSession", "is_alpaca"]
 
 
 class ExchangeSession(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,20 @@ class ExchangeSession(msgspec.Struct, frozen=True, kw_only=True):
     slice: int
     start: str
     end: str
+
+
+class _Place(msgspec.Struct, frozen=True):
+    slice: int
+    end: str | None
+    owes: bool
+
+
+class ConsumerPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a registered consumer is in a market that waits for it."""
+
+    number: int  # of the last slice that was opened, 0 before the first
+    end_ns: int  # its end, 0 before the first
+    owes: bool  # it is open, and the consumer has yet to report it
 
 
 class ExchangeControl:
@@ -46,6 +61,23 @@ class ExchangeControl:
             return msgspec.convert(answer, type=ExchangeSession)
         except (OrderRejectedError, msgspec.ValidationError):
             return None
+
+    def place(self, consumer: str) -> ConsumerPlace | None:
+        """Return where `consumer` is, None when the exchange does not wait for it.
+
+        Raises:
+            BrokerUnavailableError: when it does not answer as it should.
+        """
+        try:
+            answer = self._call("GET", f"/consumers/{quote(consumer, safe='')}")
+        except OrderRejectedError:
+            return None
+        try:
+            found = msgspec.convert(answer, type=_Place)
+            end_ns = 0 if found.end is None else parse_time(found.end)
+        except (msgspec.ValidationError, ValueError):
+            return None  # an exchange of another version
+        return ConsumerPlace(number=found.slice, end_ns=end_ns, owes=found.owes)
 
     def register(self, consumer: str, symbols: tuple[str, ...], *, resume: bool = False) -> None:
         """Make the market wait for `consumer`. With `resume`, a slice that it still owes is sent again.

@@ -31,7 +31,8 @@ from dry_work.broker.flight import JOURNAL_BOOKS, NO_FLIGHT, Flight
 from dry_work.broker.halts import SymbolHalts
 from dry_work.broker.journal import Journal
 from dry_work.broker.journal_books import ForeignOrder, MarkCause, PositionMark
-from dry_work.broker.own_books import expect_positions
+from dry_work.broker.journal_pruned import PrunedOrder
+from dry_work.broker.own_books import expect_positions, sum_totals
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.reconcile import complete_fills
 from dry_work.market.symbols import is_crypto
@@ -93,6 +94,7 @@ class AccountWatch:
         self._counters = counters
         self._seen: dict[str, Decimal] = {}  # what we count as filled of others' orders, by the venue's id
         self._totals: dict[str, Decimal] = {}  # the same of our orders of earlier runs, by client order id
+        self._pruned: Mapping[str, PrunedOrder] = {}  # those of them of which the journal has no more than that
         self._unexplained: dict[str, Decimal] = {}  # part of positions, by symbol
         self._unintended: dict[str, str] = {}  # symbols by client order id
         self._new_foreign: dict[str, ForeignOrder] = {}
@@ -115,14 +117,12 @@ class AccountWatch:
             state: of the account; the books hold it.
             fetch_history: returns the orders of symbols.
         """
-        self._totals = {order.client_order_id: ZERO for order in books.orders}
-        for fill in books.fills:
-            name = books.fill_orders.get(fill.execution_id, fill.client_order_id)
-            self._totals[name] = self._totals.get(name, ZERO) + fill.qty
+        self._totals = sum_totals(books)
+        self._pruned = books.pruned
         self._seen = {each.order_id: each.filled_qty for each in books.foreign}
         expected = _expect(books, recorded)
         theirs = _positions(state)
-        is_first = not (books.marks or books.fills)
+        is_first = not (books.marks or books.fills or books.pruned)
         differences = {} if is_first else find_differences(expected, theirs)
         history = (fetch_history(differences) or []) if differences else []
         for symbol, difference in differences.items():
@@ -160,6 +160,12 @@ class AccountWatch:
         if not order.symbol:
             return
         if fill is None and self._is_ours(order):
+            if order.client_order_id in self._pruned:
+                _log.info(
+                    "an event of an order that has ended and was pruned",
+                    client_order_id=order.client_order_id,
+                    trade_event=event.event,
+                )
             return  # told again of an order that was let go of, or of an earlier run
         if order.id not in self._seen:
             self._apply(
@@ -191,11 +197,26 @@ class AccountWatch:
 
     def note_retired(self, names: Iterable[str]) -> None:
         """Take note of orders of this run that were let go of: from now on they are like those of earlier ones."""
-        self._totals.update((name, self._book.books.filled_qty(name)) for name in names)
+        names = tuple(names)
+        books = self._book.books
+        books.let_go(names)
+        self._totals.update((name, books.filled_qty(name)) for name in names if not books.is_let_go(name))
 
     def is_journalled(self, client_order_id: str) -> bool:
         """Tell whether an order is one of ours of an earlier run, or was let go of."""
-        return client_order_id in self._totals
+        return self._total_of(client_order_id) is not None
+
+    def holds(self, order: VenueOrder) -> bool:
+        """Tell whether the books hold all that is filled of an order of ours of an earlier run, or let go of."""
+        total = self._total_of(order.client_order_id)
+        return total is not None and 0 < order.filled_qty <= total
+
+    def _total_of(self, client_order_id: str) -> Decimal | None:
+        """Return what is filled of an order of ours of an earlier run, or let go of; None when it is none of those."""
+        total = self._totals.get(client_order_id)
+        if total is None and self._book.books.is_let_go(client_order_id):
+            total = self._book.books.filled_qty(client_order_id)
+        return total
 
     def flush(self) -> None:
         """Let what was marked be written down, with the positions as they are now."""
@@ -230,7 +251,7 @@ class AccountWatch:
                 self._halts.lift(symbol, name)
 
     def _is_ours(self, order: VenueOrder) -> bool:
-        return self._desk.is_ours(order) or order.client_order_id in self._totals
+        return self._desk.is_ours(order) or self.is_journalled(order.client_order_id)
 
     def _note_foreign(self, order: VenueOrder, counted: Decimal) -> None:
         self._seen[order.id] = counted
@@ -287,7 +308,7 @@ class AccountWatch:
     def _our_total(self, order: VenueOrder) -> Decimal | None:
         if self._desk.is_ours(order):
             return self._book.books.filled_qty(order.client_order_id)
-        return self._totals.get(order.client_order_id)
+        return self._total_of(order.client_order_id)
 
     def _take_missed(self, missed: Missed) -> None:
         """Take executions of an order of ours that were missed, or that were taken back."""
@@ -301,6 +322,7 @@ class AccountWatch:
             for fill in books.fills
         ]
         ours = {fill.client_order_id: own.client_order_id for own, fill in zip(books.fills, known, strict=True)}
+        known = [*restore_pruned(order, books.pruned), *known]
         for fill in complete_fills(order, known, {}):
             self._book.apply(fill)
             own = ours.get(fill.client_order_id, fill.client_order_id)
@@ -338,6 +360,24 @@ class AccountWatch:
     def _note(self, kind: str, symbol: str, text: str, client_order_id: str = "") -> None:
         _log.warning("account", kind=kind, symbol=symbol, text=text, client_order_id=client_order_id)
         self._tell(AccountNote(kind=kind, symbol=symbol, text=text, client_order_id=client_order_id))
+
+
+def restore_pruned(order: VenueOrder, pruned: Mapping[str, PrunedOrder]) -> list[Fill]:
+    """Return what was filled of an order that was pruned, as one fill."""
+    told = pruned.get(order.client_order_id)
+    if told is None or not told.filled_qty:
+        return []
+    return [
+        Fill(
+            execution_id=f"{order.client_order_id}:{told.filled_qty:f}",
+            client_order_id=order.client_order_id,
+            symbol=order.symbol,
+            side=order.side,
+            qty=told.filled_qty,
+            price=told.filled_value / told.filled_qty,
+            ts_event_ns=order.filled_ns or order.updated_ns,
+        )
+    ]
 
 
 def _positions(state: AccountState) -> dict[str, HeldPosition]:

@@ -157,12 +157,17 @@ class Adoption:
         """Add the open orders under our ids that only the venue knows."""
         known = {name for past in self._past.values() for name in _names(past)}
         journalled = {order.client_order_id for order in self._books.orders}
-        sessions = {order.session for order in self._books.orders}
+        sessions = {order.session for order in self._books.orders} | set(self._books.pruned_sessions)
         for order in state.open_orders:
             parts = parse_client_order_id(order.client_order_id)
             if parts is None or parts.agent != self._agent or parts.session.startswith("flat"):
                 continue
             if order.client_order_id in known or order.client_order_id in journalled:
+                continue
+            if order.client_order_id in self._books.pruned:
+                _log.warning(
+                    "an order that had ended and was pruned is open at the venue", client_order_id=order.client_order_id
+                )
                 continue
             past = past_from_venue(order)
             assert past is not None

@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,19 @@ from dry_work.broker.journal_books import (
     read_halts,
     read_marks,
 )
+from dry_work.broker.journal_pruned import (
+    PRUNED_VERSION,
+    CarriedPosition,
+    PrunedOrder,
+    read_carried,
+    read_pruned,
+    read_pruned_sessions,
+)
+from dry_work.broker.risk_requests import RiskRequest, RiskRequests
 from dry_work.errors import ConfigError
 from dry_work.orders.books import Fill
 from dry_work.orders.model import OrderStatus, Side
-from dry_work.orders.risk import RiskState
+from dry_work.orders.risk import RiskState, next_state
 
 ATTEMPTS = 5  # a trader that starts or ends right now moves files
 _WAIT_S = 0.1
@@ -67,6 +76,8 @@ class JournalOrder(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None = None  # of a refusal
     body: str = ""  # JSON as it was sent, where the other fields do not say all
     terms: str = ""  # JSON: the order as the strategy gave it
+    updated_ns: int = 0  # of what came of it last, 0: nothing yet
+    outcome_count: int = 0
 
 
 class JournalBooks(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +93,9 @@ class JournalBooks(msgspec.Struct, frozen=True, kw_only=True):
     marks: tuple[PositionMark, ...] = ()
     foreign: tuple[ForeignOrder, ...] = ()
     halts: tuple[SymbolHalt, ...] = ()  # in force
+    pruned: Mapping[str, PrunedOrder] = {}  # what has ended and was pruned, by every client order id that it had
+    carried: tuple[CarriedPosition, ...] = ()  # what the fills of those orders add up to
+    pruned_sessions: tuple[str, ...] = ()  # of those orders
 
 
 def read_books(path: Path) -> JournalBooks:
@@ -140,8 +154,8 @@ def _read(path: Path, db: sqlite3.Connection) -> JournalBooks:
         return JournalBooks(path=path)  # it is being made
     if application != APPLICATION_ID:
         raise ConfigError(f"{path}: is a database of another program, not an orders journal of Dry Work")
-    if version != SCHEMA_VERSION:
-        raise ConfigError(f"{path}: orders journal of version {version}, this program reads {SCHEMA_VERSION}")
+    if version not in (SCHEMA_VERSION, PRUNED_VERSION):
+        raise ConfigError(f"{path}: orders journal of version {version}, this program reads up to {PRUNED_VERSION}")
     found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise ConfigError(f"{path}: the orders journal is damaged: {found}")
@@ -152,7 +166,7 @@ def _read(path: Path, db: sqlite3.Connection) -> JournalBooks:
         account=None
         if account is None
         else AccountRecord(agent=account[0], account_id=account[1], url=account[2], mode=account[3]),
-        risk=_read_risk(db, tables),
+        risk=_foresee(_read_risk(db, tables), RiskRequests(path).list()),
         orders=tuple(_read_orders(db, tables)),
         fills=tuple(_read_fills(db, tables)),
         fill_orders=dict(db.execute("SELECT execution_id, order_name FROM fill_orders").fetchall())
@@ -161,6 +175,9 @@ def _read(path: Path, db: sqlite3.Connection) -> JournalBooks:
         marks=tuple(read_marks(db)) if "position_marks" in tables else (),
         foreign=tuple(read_foreign(db)) if "foreign_orders" in tables else (),
         halts=tuple(read_halts(db)) if "symbol_halts" in tables else (),
+        pruned=read_pruned(db) if "pruned_orders" in tables else {},
+        carried=tuple(read_carried(db)) if "carried_positions" in tables else (),
+        pruned_sessions=tuple(read_pruned_sessions(db)) if "pruned_sessions" in tables else (),
     )
 
 
@@ -179,6 +196,15 @@ def _read_risk(db: sqlite3.Connection, tables: set[str]) -> RiskRecord:
     )
 
 
+def _foresee(risk: RiskRecord, requests: Sequence[RiskRequest]) -> RiskRecord:
+    """Return the risk state with what was asked for while the journal could not be written."""
+    for request in requests:
+        state = next_state(risk.state, request.command)
+        if state is not None:
+            risk = RiskRecord(state=state, reason=request.reason, who=request.who, at_ns=request.at_ns)
+    return risk
+
+
 def _read_orders(db: sqlite3.Connection, tables: set[str]) -> Iterator[JournalOrder]:
     links: dict[str, tuple[str, str]] = {}
     if "order_links" in tables:
@@ -192,8 +218,12 @@ def _read_orders(db: sqlite3.Connection, tables: set[str]) -> Iterator[JournalOr
         terms = dict(db.execute("SELECT client_order_id, terms FROM order_terms").fetchall())
     outcomes: dict[str, tuple[str, str, int | None]] = {}
     ids: dict[str, list[str]] = {}
-    rows = db.execute("SELECT client_order_id, action, outcome, order_id, message, code FROM outcomes ORDER BY id")
-    for name, action, outcome, order_id, message, code in rows:
+    counts: dict[str, tuple[int, int]] = {}  # of outcomes, and the time of the last
+    columns = "client_order_id, action, outcome, order_id, message, code, at_ns"
+    rows = db.execute(f"SELECT {columns} FROM outcomes ORDER BY id")  # noqa: S608 - no input of users
+    for name, action, outcome, order_id, message, code, at_ns in rows:
+        count, updated_ns = counts.get(name, (0, 0))
+        counts[name] = (count + 1, max(updated_ns, at_ns))
         if order_id and order_id not in ids.setdefault(name, []):
             ids[name].append(order_id)
         # A refused cancellation changes nothing, and what has ended has ended.
@@ -205,6 +235,7 @@ def _read_orders(db: sqlite3.Connection, tables: set[str]) -> Iterator[JournalOr
         body = json.loads(bodies[name]) if name in bodies else {}
         parent, role = links.get(name, ("", ""))
         outcome, message, code = outcomes.get(name, ("", "", None))
+        count, updated_ns = counts.get(name, (0, 0))
         yield JournalOrder(
             client_order_id=name,
             agent=row[1],
@@ -229,6 +260,8 @@ def _read_orders(db: sqlite3.Connection, tables: set[str]) -> Iterator[JournalOr
             code=code,
             body=bodies.get(name, ""),
             terms=terms.get(name, ""),
+            updated_ns=updated_ns,
+            outcome_count=count,
         )
 
 

@@ -56,6 +56,7 @@ class Brake:
         on_change: Callable[[], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
+        journal.take_requests()
         self.record = journal.risk()
         self.begun_with = self.record.id
         self.marks: LossMarks | None = None  # to be written down
@@ -106,7 +107,7 @@ class Brake:
         """Change the state, durable; a command that changes nothing is left out."""
         try:
             self._journal.change_risk(command, reason=reason, who=who, at_ns=self.clock.time_ns())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # The brake works all the same; only a restart would not know of it.
             with self._lock:
                 self._forced = next_state(self.state, command) or self.state
@@ -118,6 +119,7 @@ class Brake:
     def look(self) -> RiskRecord:
         """Read the state; return it."""
         with self._lock:
+            self._journal.take_requests()
             record = self._journal.risk()
             if record.id == self.record.id:
                 return record
@@ -137,7 +139,7 @@ class Brake:
         """Return why an order must not leave now. Called right before its request, by the order worker."""
         try:
             self.look()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # A brake that cannot be read is on.
             return Breach(limit=LimitName.HALTED, found=f"the risk state cannot be read: {error}", allowed="no order")
         # A request that did not get through is asked for again, so an order that was allowed stays so.
@@ -219,7 +221,7 @@ class Brake:
             record = self.look()
             if record.id and record.taken_ns is None:
                 self._journal.take_risk(record, at_ns=self.clock.time_ns())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             _log.error("the risk state cannot be read", error=str(error))
             return None
         return record

@@ -14,6 +14,7 @@ import structlog
 from dry_work.broker.account import AccountCache, AccountState
 from dry_work.broker.differences import crypto_fee_limit
 from dry_work.broker.notices import Notices
+from dry_work.broker.order_answers import FILLS, LIVE, Doubts, OrderAnswers, new_id
 from dry_work.broker.order_changes import OrderChanges
 from dry_work.broker.outcomes import (
     CancelRefused,
@@ -29,34 +30,29 @@ from dry_work.broker.replacements import Replacements
 from dry_work.broker.retired import RetiredOrders
 from dry_work.broker.tickets import Ticket
 from dry_work.broker.trade_fills import build_fill, build_reversal
-from dry_work.errors import InsufficientFundsError, RiskRefusedError
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.books import Fill
 from dry_work.orders.client_ids import parse_client_order_id
 from dry_work.orders.groups import EXIT_ROLES, Role
 from dry_work.orders.lifecycle import Effect, Phase, event_effect, status_effect
-from dry_work.orders.model import OrderRequest, OrderStatus, TradeEvent, VenueOrder
+from dry_work.orders.model import OrderRequest, TradeEvent, VenueOrder
 
 DeskItem = TradeEvent | Outcome | AccountState
-
-_FILLS = (Effect.FILL, Effect.PARTIAL_FILL)
-_LIVE = (Effect.ACCEPT, *_FILLS)  # of a replacement: it has taken the other's place
 
 _log = structlog.get_logger(__name__)
 
 
-class Watch(Protocol):
+class Watch(Doubts, Protocol):
     """What looks after the account beside these orders; see `account_watch`."""
 
     def take_state(self, state: AccountState) -> bool: ...
     def note_event(self, event: TradeEvent, fill: Fill | None) -> None: ...
     def note_bust(self, order: VenueOrder, fill: Fill) -> None: ...
     def is_journalled(self, client_order_id: str) -> bool: ...
-    def doubt(self, symbol: str, client_order_id: str, reason: str) -> None: ...
-    def clear(self, symbol: str, client_order_id: str) -> None: ...
+    def holds(self, order: VenueOrder) -> bool: ...
 
 
-class OrderDesk:
+class OrderDesk(OrderAnswers):
     """Tickets and notifications.
 
     Args:
@@ -233,8 +229,8 @@ class OrderDesk:
             _log.warning("order is held up at the venue", trade_event=event.event, symbol=ticket.symbol)
             return
         is_current = self._is_current(ticket, order)
-        if not is_current and ticket.replacing is not None and order.client_order_id == _new_id(ticket):
-            if effect in _LIVE and event.event != "pending_new":
+        if not is_current and ticket.replacing is not None and order.client_order_id == new_id(ticket):
+            if effect in LIVE and event.event != "pending_new":
                 self.replacements.settle(ticket, order)
                 is_current = True
             elif effect in (Effect.CANCEL, Effect.EXPIRE, Effect.REJECT, Effect.LACK_FUNDS):
@@ -243,7 +239,7 @@ class OrderDesk:
         self._note_ids(ticket, order)
         if is_current:
             self.bind(ticket, order)
-        fill = build_fill(event) if effect in _FILLS else None
+        fill = build_fill(event) if effect in FILLS else None
         if fill is not None and self._book.books.is_ignored(fill.execution_id):
             return  # it was taken back, and what the event says of the order is older than that
         if fill is not None and self._book.apply_again(fill):
@@ -258,9 +254,7 @@ class OrderDesk:
         elif effect is Effect.FILL and is_current:
             self.changes.complete(ticket)
         elif (
-            effect in _FILLS
-            or not is_current
-            or (event.event == "replaced" and self.replacements.follow(ticket, order))
+            effect in FILLS or not is_current or (event.event == "replaced" and self.replacements.follow(ticket, order))
         ):
             pass
         elif event.event == "order_replace_rejected":
@@ -270,6 +264,9 @@ class OrderDesk:
                 _log.warning("an order of ours was replaced by somebody else", symbol=ticket.symbol)
                 ticket.order.addinfo(reject_reason="it was replaced at the venue by an order that is not ours")
             self.changes.advance(ticket, effect, reason=reason, code=event.code, at_ns=event.ts_event_ns)
+
+    def _doubts(self) -> Watch | None:
+        return self.watch
 
     # Which order of the venue stands for which of ours
 
@@ -310,7 +307,9 @@ class OrderDesk:
 
     def _take_foreign(self, event: TradeEvent, effect: Effect) -> None:
         """Take a fill of an order that is not this run's: the account is one."""
-        fill = build_fill(event) if effect in _FILLS and event.order.symbol else None
+        fill = build_fill(event) if effect in FILLS and event.order.symbol else None
+        if fill is not None and self.watch is not None and self.watch.holds(event.order):
+            fill = None
         if fill is not None:
             self._counters["fills of other orders"] += 1
             if self._book.apply(fill) is not None:
@@ -353,93 +352,6 @@ class OrderDesk:
         else:
             self.watch.note_event(event, fill)
 
-    def _take_answer(self, outcome: OrderTaken) -> None:
-        ticket = self._names[outcome.client_order_id]
-        ticket.is_unresolved = False
-        ticket.is_answered = True
-        self._clear(ticket)
-        self._note_ids(ticket, outcome.order)
-        if not ticket.venue_id:
-            self.bind(ticket, outcome.order)
-        self._bind_legs(outcome.legs)
-        if self._lockstep:
-            return
-        for taken, order in ((ticket, outcome.order), *((self.tickets[name], leg) for name, leg in outcome.legs)):
-            if taken.phase.is_open and self._is_current(taken, order):
-                self._take_word(taken, order)
-
-    def _take_refusal(self, outcome: OrderRefused) -> None:
-        error = outcome.error
-        if outcome.is_fault:
-            self._fail(error)
-        effect = Effect.LACK_FUNDS if isinstance(error, InsufficientFundsError) else Effect.REJECT
-        code = error.reject_code if isinstance(error, RiskRefusedError) else error.code
-        for ticket in self._names[outcome.client_order_id].members or [self._names[outcome.client_order_id]]:
-            ticket.is_answered = True
-        self.changes.advance(self._names[outcome.client_order_id], effect, reason=error.message, code=code)
-        self._bind_legs(())
-
-    def _take_unresolved(self, outcome: OrderUnresolved) -> None:
-        ticket = self._names[outcome.client_order_id]
-        ticket.is_answered = True
-        if ticket.venue_id:
-            return  # an event has told meanwhile
-        ticket.is_unresolved = True
-        self._doubt(ticket, f"the venue did not say what became of {ticket.client_order_id}")
-        self._counters["orders of unknown outcome"] += 1
-        _log.error("outcome of an order is unknown", client_order_id=ticket.client_order_id, error=str(outcome.error))
-        if self._lockstep:
-            self._fail(outcome.error)
-
-    def _take_cancel_refusal(self, outcome: CancelRefused) -> None:
-        ticket = self._names[outcome.client_order_id]
-        ticket.cancel_asked = False
-        ticket.is_expiring = ticket.is_expiring and ticket.remainder is not None
-        for member in ticket.members or [ticket]:
-            member.cancel_mark = None
-        if ticket.phase.is_open:
-            _log.info("cancellation refused", client_order_id=ticket.client_order_id, reason=outcome.error.message)
-            if not self._lockstep:
-                self._look_up([ticket.sent_name])
-
-    def _take_look_up(self, outcome: OrderLookedUp) -> None:
-        ticket = self._names.get(outcome.client_order_id)
-        if ticket is None or outcome.client_order_id != ticket.sent_name:
-            return
-        name = ticket.client_order_id
-        if outcome.order is not None:
-            ticket.is_unresolved = False
-            self._clear(ticket)
-            changed = self._take_chain(ticket, outcome)
-            self._bind_legs(outcome.legs)
-            for leg_name, leg in outcome.legs:
-                changed = self._take_word(self.tickets[leg_name], leg) or changed
-            if changed:
-                self._counters["changes found by look-up"] += 1
-            if changed and name in self._doubtful:
-                self._restart_stream()
-            elif not changed:
-                self._cleared.add(name)  # the venue's list of open orders is not the whole truth
-            self._doubtful.discard(name)
-        elif ticket.is_unresolved:
-            self._doubtful.discard(name)
-            self._clear(ticket)
-            self.changes.advance(ticket, Effect.REJECT, reason="the order never reached the venue")
-        else:
-            if ticket.venue_id and ticket.phase.is_open:
-                self._doubt(ticket, f"the venue does not know {name} any more")
-            self._counters["orders that the venue does not know"] += 1
-            self._cleared.add(name)
-            self._doubtful.discard(name)
-
-    def _doubt(self, ticket: Ticket, reason: str) -> None:
-        if self.watch is not None:
-            self.watch.doubt(ticket.symbol, ticket.client_order_id, reason)
-
-    def _clear(self, ticket: Ticket) -> None:
-        if self.watch is not None:
-            self.watch.clear(ticket.symbol, ticket.client_order_id)
-
     def take_total(self, order: VenueOrder) -> bool:
         """Take the total of an order of ours as the venue has it now, also a smaller one; False when it is not ours."""
         ticket = self._ticket_of(order)
@@ -454,50 +366,6 @@ class OrderDesk:
             self._counters["fills found by their total"] += 1
             self.changes.execute(ticket, missing, Effect.PARTIAL_FILL)
         return True
-
-    def _take_chain(self, ticket: Ticket, outcome: OrderLookedUp) -> bool:
-        """Take the venue's word on an order and on those that it replaces; tell whether it changed anything."""
-        order = outcome.order
-        assert order is not None
-        changed = False
-        for old in outcome.before:
-            missing = self._book.books.missing_fill(old, old.filled_ns or old.updated_ns)
-            if missing is not None:
-                self.changes.execute(ticket, missing, Effect.PARTIAL_FILL)
-                changed = True
-        if ticket.replacing is not None and order.client_order_id == _new_id(ticket):
-            effect = status_effect(order.status)
-            if effect not in _LIVE:
-                if effect is not Effect.NOTHING:
-                    self.replacements.end(ticket, order.reject_reason or f"the new order is {order.status}", None)
-                return (bool(outcome.before) and self._take_word(ticket, outcome.before[-1])) or changed
-            self.replacements.settle(ticket, order)
-            changed = True
-        self.bind(ticket, order)
-        pending = ticket.replacing
-        if pending is not None and pending.is_unresolved and order.status != OrderStatus.PENDING_REPLACE:
-            self.replacements.end(ticket, "the replacement never reached the venue", None)
-        if order.replaces:
-            self.replacements.adopt_prices(ticket, order)
-        return self._take_word(ticket, order) or changed
-
-    def _take_word(self, ticket: Ticket, order: VenueOrder) -> bool:
-        """Take the venue's word on an order; tell whether it changed more than its acceptance."""
-        before = ticket.phase
-        effect = status_effect(order.status, reason=order.reject_reason)
-        missing = self._book.books.missing_fill(order, order.filled_ns or order.updated_ns)
-        if missing is not None:
-            self.changes.execute(ticket, missing, Effect.FILL if effect is Effect.FILL else Effect.PARTIAL_FILL)
-        elif effect is Effect.FILL:
-            self.changes.complete(ticket)
-        if effect is Effect.ASK:
-            self._counters[f"unknown status {order.status}"] += 1
-            _log.warning("unknown order status is left as it is", status=order.status, symbol=ticket.symbol)
-        elif effect is Effect.WARN:
-            self._counters[f"status {order.status}"] += 1
-        elif effect is not Effect.FILL:
-            self.changes.advance(ticket, effect, reason=order.reject_reason, at_ns=order.updated_ns)
-        return missing is not None or ticket.phase not in (before, Phase.ACCEPTED)
 
     def _take_state(self, state: AccountState) -> None:
         """Take over a snapshot, unless it tells of an order what is not applied yet and would then count twice."""
@@ -533,10 +401,6 @@ class OrderDesk:
             self._counters["positions that differed from their fills"] += 1
         else:
             self._refresh()
-
-
-def _new_id(ticket: Ticket) -> str:
-    return ticket.replacing.request.client_order_id if ticket.replacing is not None else ""
 
 
 def _is_covered(ticket: Ticket) -> bool:

@@ -19,6 +19,12 @@ import msgspec
 
 from dry_work.broker.journal_books import SCHEMA as _BOOKS_SCHEMA
 from dry_work.broker.journal_books import BookRecords
+from dry_work.broker.journal_pruned import PRUNED_VERSION, find_pruned, find_pruned_executions
+from dry_work.broker.journal_pruned import SCHEMA as _PRUNED_SCHEMA
+from dry_work.broker.journal_pruning import JournalPruning
+from dry_work.broker.journal_schema import LINKS_SCHEMA, RISK_SCHEMA
+from dry_work.broker.journal_schema import SCHEMA as _SCHEMA
+from dry_work.broker.risk_requests import RiskRequest, RiskRequests
 from dry_work.clock import SECOND_NS
 from dry_work.errors import ConfigError
 from dry_work.orders.books import Fill
@@ -31,86 +37,6 @@ SCHEMA_VERSION = 1
 JOURNAL_NAME = "orders.sqlite"  # in the state directory
 
 _BUSY_TIMEOUT_S = 5.0
-_SCHEMA = """
-CREATE TABLE session (
-    agent TEXT NOT NULL,
-    session TEXT NOT NULL,
-    started_ns INTEGER NOT NULL,       -- venue time
-    PRIMARY KEY (agent, session)
-);
-CREATE TABLE intents (
-    client_order_id TEXT PRIMARY KEY,
-    agent TEXT NOT NULL,
-    session TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    symbol TEXT NOT NULL,
-    side TEXT NOT NULL,
-    type TEXT NOT NULL,
-    time_in_force TEXT NOT NULL,
-    qty TEXT,
-    limit_price TEXT,
-    stop_price TEXT,
-    intended_ns INTEGER NOT NULL
-);
-CREATE TABLE outcomes (
-    id INTEGER PRIMARY KEY,
-    client_order_id TEXT NOT NULL,
-    action TEXT NOT NULL,              -- submit, replace, cancel, end
-    outcome TEXT NOT NULL,             -- accepted, refused, unknown; of an end: Alpaca's word
-    order_id TEXT,
-    code INTEGER,
-    message TEXT,
-    at_ns INTEGER NOT NULL
-);
-CREATE TABLE fills (
-    execution_id TEXT PRIMARY KEY,
-    client_order_id TEXT NOT NULL,
-    symbol TEXT NOT NULL,
-    side TEXT NOT NULL,
-    qty TEXT NOT NULL,
-    price TEXT NOT NULL,
-    ts_event_ns INTEGER NOT NULL
-);
-"""
-
-# Beside the schema, so that a journal from before them gets them as well. Other processes read and write these tables.
-_RISK_SCHEMA = """
-CREATE TABLE IF NOT EXISTS risk_transitions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    state TEXT NOT NULL,               -- active, reducing, flattening, halted
-    reason TEXT NOT NULL,
-    who TEXT NOT NULL,                 -- limit:<name>, operator or trader
-    at_ns INTEGER NOT NULL,
-    token TEXT NOT NULL,               -- part of the ids of the orders that close positions
-    taken_ns INTEGER                   -- when the trader has taken note of it
-);
-CREATE TABLE IF NOT EXISTS risk_marks (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    day INTEGER NOT NULL,              -- since 1970, UTC
-    day_equity TEXT NOT NULL,
-    peak TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS account (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    agent TEXT NOT NULL,
-    account_id TEXT NOT NULL,
-    url TEXT NOT NULL,
-    mode TEXT NOT NULL                 -- local, paper or live
-);
-"""
-# What an order of a group, the second part of a split order or a replacement belongs to, and what its intent's row has
-# no column for. The legs of a group get their client order ids from the venue: here stand our names for them.
-_LINKS_SCHEMA = """
-CREATE TABLE IF NOT EXISTS order_links (
-    client_order_id TEXT PRIMARY KEY,
-    parent TEXT NOT NULL,              -- client order id
-    role TEXT NOT NULL                 -- take_profit, stop_loss, remainder, replacement
-);
-CREATE TABLE IF NOT EXISTS request_bodies (
-    client_order_id TEXT PRIMARY KEY,
-    body TEXT NOT NULL                 -- JSON, as it is sent
-);
-"""
 _INSERT_OUTCOME = (
     "INSERT INTO outcomes (client_order_id, action, outcome, order_id, code, message, at_ns) "
     "VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -178,7 +104,7 @@ class Journal:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the journal; `books` keeps what it has of the account."""
+        """Open the journal; `books` keeps what it has of the account, `pruning` lets go of what is old."""
         self.path = Path(path)
         self._lock = threading.Lock()
         self._closed = False
@@ -200,6 +126,8 @@ class Journal:
             self._db.close()
             raise
         self.books = BookRecords(self._lock, self._db)
+        self.pruning = JournalPruning(self._lock, self._db)
+        self.requests = RiskRequests(self.path)
 
     def _open(self) -> None:
         db = self._db
@@ -209,14 +137,17 @@ class Journal:
         is_new = version == 0 and application == 0 and tables == 0
         if not is_new and application != APPLICATION_ID:
             raise ConfigError(f"{self.path}: is a database of another program, not an orders journal of Dry Work")
-        if not is_new and version != SCHEMA_VERSION:
-            raise ConfigError(f"{self.path}: orders journal of version {version}, this program reads {SCHEMA_VERSION}")
+        if not is_new and version not in (SCHEMA_VERSION, PRUNED_VERSION):
+            known = f"this program reads up to {PRUNED_VERSION}"
+            raise ConfigError(f"{self.path}: orders journal of version {version}, {known}")
+        if is_new:
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         if is_new:
             # One transaction, so that a crash leaves an empty file or a whole journal.
             db.executescript(
-                f"BEGIN; {_SCHEMA} {_RISK_SCHEMA} {_LINKS_SCHEMA} {_BOOKS_SCHEMA} "
+                f"BEGIN; {_SCHEMA} {RISK_SCHEMA} {LINKS_SCHEMA} {_BOOKS_SCHEMA} {_PRUNED_SCHEMA} "
                 f"PRAGMA application_id = {APPLICATION_ID}; "
                 f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
@@ -224,7 +155,7 @@ class Journal:
             found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise ConfigError(f"{self.path}: the orders journal is damaged: {found}; move it away to start anew")
-            db.executescript(_RISK_SCHEMA + _LINKS_SCHEMA + _BOOKS_SCHEMA)
+            db.executescript(RISK_SCHEMA + LINKS_SCHEMA + _BOOKS_SCHEMA + _PRUNED_SCHEMA)
 
     def mint_session(self, agent: str, *, session: str | None = None, started_ns: int = 0) -> JournalSession:
         """Return the agent's session, durable: the one it had before, otherwise a new one.
@@ -250,7 +181,10 @@ class Journal:
                 "SELECT started_ns FROM session WHERE agent = ? AND session = ?", (agent, session)
             ).fetchone()[0]
             last = self._db.execute(
-                "SELECT coalesce(max(number), 0) FROM intents WHERE agent = ? AND session = ?", (agent, session)
+                "SELECT coalesce(max(number), 0) FROM ("
+                "SELECT number FROM intents WHERE agent = :agent AND session = :session UNION ALL "
+                "SELECT last_number FROM pruned_sessions WHERE agent = :agent AND session = :session)",
+                {"agent": agent, "session": session},
             ).fetchone()[0]
         return JournalSession(str(session), int(began), int(last))
 
@@ -292,6 +226,8 @@ class Journal:
         terms = [(name, intent.terms) for name, intent in zip(names, intents, strict=True) if intent.terms]
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
+            if used := find_pruned(self._db, names):
+                raise sqlite3.IntegrityError(f"{min(used)} was used before: that order has ended and was pruned")
             self._db.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT INTO order_links VALUES (?, ?, ?)", links)
             self._db.executemany("INSERT INTO request_bodies VALUES (?, ?)", bodies)
@@ -308,11 +244,11 @@ class Journal:
         code: int | None = None,
         message: str = "",
     ) -> None:
-        """Write down what came of a request."""
-        self._write(
-            _INSERT_OUTCOME,
-            [(client_order_id, action, outcome, order_id, code, message, at_ns)],
-        )
+        """Write down what came of a request; nothing of an order that was pruned."""
+        with self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            if not find_pruned(self._db, (client_order_id,)):
+                self._db.execute(_INSERT_OUTCOME, (client_order_id, action, outcome, order_id, code, message, at_ns))
 
     def record_progress(
         self,
@@ -325,7 +261,7 @@ class Journal:
         """Write down fills and ends of orders, all or none.
 
         Args:
-            fills: one that is there already is left out; one of negative quantity takes another back.
+            fills: one that is there, or was pruned, is left out; one of negative quantity takes another back.
             ends: client order id and how it ended: filled, canceled, expired or rejected.
             at_ns: venue time of the ends.
             order_names: client order ids that the venue has for fills, where they are not those of the fills.
@@ -348,6 +284,12 @@ class Journal:
         outcomes = [(name, "end", outcome, "", None, "", at_ns) for name, outcome in ends]
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
+            if gone := find_pruned_executions(self._db, (fill.execution_id for fill in fills)):
+                rows = [row for row in rows if row[0] not in gone]
+                names = [row for row in names if row[0] not in gone]
+                back = [row for row in back if row[0] not in gone]
+            if ended := find_pruned(self._db, (outcome[0] for outcome in outcomes)):
+                outcomes = [outcome for outcome in outcomes if outcome[0] not in ended]
             self._db.executemany("INSERT OR IGNORE INTO fills VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("INSERT OR IGNORE INTO fill_orders VALUES (?, ?)", names)
             self._db.executemany("INSERT OR IGNORE INTO reversals VALUES (?, ?)", back)
@@ -388,23 +330,42 @@ class Journal:
             who: `limit:<name>`, operator or trader.
             at_ns: wall time.
         """
+        return self._change_risk(
+            [*self.requests.list(), RiskRequest(command=command, reason=reason, who=who, at_ns=at_ns)]
+        )
+
+    def take_requests(self) -> None:
+        """Take what was asked for beside the journal while it could not be written; see `risk_requests`."""
+        requests = self.requests.list()
+        if requests:
+            self._change_risk(requests)
+
+    def _change_risk(self, requests: Sequence[RiskRequest]) -> RiskRecord | None:
+        """Make changes in one transaction; return the last one, None when that one changes nothing."""
+        changed = None
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            before = self._read_risk()
-            state = next_state(before.state, command)
-            if state is None:
-                return None
-            if command is RiskCommand.FLATTENED:
-                # The run still ends, or does not end, for the cause of the flattening.
-                reason, who = f"{before.reason} ({reason})" if reason else before.reason, before.who
-            token = secrets.token_hex(4)
-            self._db.execute(
-                "INSERT INTO risk_transitions (state, reason, who, at_ns, token) VALUES (?, ?, ?, ?, ?)",
-                (state.value, reason, who, at_ns, token),
-            )
-            if state is RiskState.ACTIVE:
-                self._db.execute("DELETE FROM risk_marks")
-            return self._read_risk()
+            for request in requests:
+                changed = self._apply_request(request)
+        self.requests.remove(request for request in requests if request.name)
+        return changed
+
+    def _apply_request(self, request: RiskRequest) -> RiskRecord | None:
+        before = self._read_risk()
+        state = next_state(before.state, request.command)
+        if state is None:
+            return None
+        reason, who = request.reason, request.who
+        if request.command is RiskCommand.FLATTENED:
+            # The run still ends, or does not end, for the cause of the flattening.
+            reason, who = f"{before.reason} ({reason})" if reason else before.reason, before.who
+        self._db.execute(
+            "INSERT INTO risk_transitions (state, reason, who, at_ns, token) VALUES (?, ?, ?, ?, ?)",
+            (state.value, reason, who, request.at_ns, secrets.token_hex(4)),
+        )
+        if state is RiskState.ACTIVE:
+            self._db.execute("DELETE FROM risk_marks")
+        return self._read_risk()
 
     def risk(self) -> RiskRecord:
         """Return the last change of the risk state."""

@@ -76,6 +76,7 @@ class PositionMark(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     at_ns: int = 0
     fills: int = 0
+    id: int = 0  # in the journal
 
 
 class ForeignOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,11 +164,11 @@ class BookRecords:
 
 def read_marks(db: sqlite3.Connection) -> list[PositionMark]:
     """Return all marks, oldest first."""
-    rows = db.execute("SELECT symbol, qty, price, cause, detail, at_ns, fills FROM position_marks ORDER BY id")
+    rows = db.execute("SELECT symbol, qty, price, cause, detail, at_ns, fills, id FROM position_marks ORDER BY id")
     return [
         PositionMark(
             symbol=row[0], qty=Decimal(row[1]), price=Decimal(row[2]), cause=MarkCause(row[3]), detail=row[4],
-            at_ns=row[5], fills=row[6],
+            at_ns=row[5], fills=row[6], id=row[7],
         )
         for row in rows
     ]  # fmt: skip

@@ -16,6 +16,7 @@ from dry_work.alpaca.venue_api import VenueApi
 from dry_work.alpaca.venues import choose_account_id, open_venue
 from dry_work.broker.flatten import Flattening, cancel_entries, run_flattening
 from dry_work.broker.journal import JOURNAL_NAME, AccountRecord, Journal, RiskRecord, describe_record
+from dry_work.broker.risk_requests import RiskRequest, foresee_state
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import BrokerError, ConfigError
 from dry_work.feeds.lease_holder import read_holder
@@ -141,8 +142,7 @@ class Operator:
     def release(self, reason: str) -> bool:
         """Let the agent trade again."""
         with self._journal() as journal:
-            before = journal.risk()
-            if before.state is RiskState.ACTIVE:
+            if foresee_state(journal.risk().state, journal.requests.list()) is RiskState.ACTIVE:
                 self._tell(f"{self._place.name} is not halted")
                 return True
             record = self._change(journal, RiskCommand.RELEASE, reason)
@@ -159,10 +159,10 @@ class Operator:
         with self._journal() as journal:
             record = self._change(journal, RiskCommand.FLATTEN, reason)
             is_recorded = record is not None
+            if record is not None:
+                self._tell(f"{self._place.name} is {describe_record(record)}")
             # What cannot be written down is done all the same.
             record = record or RiskRecord(state=RiskState.FLATTENING, token=secrets.token_hex(4), reason=reason)
-            if is_recorded:
-                self._tell(f"{self._place.name} is {describe_record(record)}")
             if is_recorded and self._is_answered(journal, record):
                 self._tell(f"the trader (process {self._place.pid}) is flattening")
                 half_s = (deadline_s + time.monotonic()) / 2
@@ -189,12 +189,10 @@ class Operator:
         self._tell(flattening.describe())
         if is_done:
             self._tell("nothing is left: no open order, no position")
-            if is_recorded:
-                with contextlib.suppress(sqlite3.Error):
-                    journal.change_risk(
-                        RiskCommand.FLATTENED, reason=flattening.describe(), who="operator", at_ns=self._clock.time_ns()
-                    )
-                self._tell(f"{self._place.name} is {describe_record(journal.risk())}")
+            if is_recorded or journal.requests.list():
+                changed = self._change(journal, RiskCommand.FLATTENED, flattening.describe())
+                if changed is not None:
+                    self._tell(f"{self._place.name} is {describe_record(changed)}")
             return True
         for held in flattening.positions:
             self._tell(f"left: {held.qty:f} {held.symbol}")
@@ -214,12 +212,28 @@ class Operator:
             journal.close()
 
     def _change(self, journal: Journal, command: RiskCommand, reason: str) -> RiskRecord | None:
-        """Change the state; return the change in force, None when it cannot be written."""
+        """Change the state; return the change in force, None when it cannot be written.
+
+        A trader that stands still in the middle of a write keeps the journal locked: then the change is asked for
+        beside it, and what is returned has no id.
+        """
+        request = RiskRequest(command=command, reason=reason, who="operator", at_ns=self._clock.time_ns())
         try:
-            changed = journal.change_risk(command, reason=reason, who="operator", at_ns=self._clock.time_ns())
-        except sqlite3.Error as error:
-            self._tell(f"{journal.path} cannot be written: {error}; the state is not changed")
-            return None
+            changed = journal.change_risk(command, reason=reason, who=request.who, at_ns=request.at_ns)
+        except (sqlite3.Error, OSError) as error:
+            try:
+                journal.requests.add(request)
+                state = foresee_state(journal.risk().state, journal.requests.list())
+            except (sqlite3.Error, OSError) as worse:
+                self._tell(f"{journal.path} cannot be written: {worse}; the state is not changed")
+                return None
+            self._tell(
+                f"{journal.path} cannot be written: {error}; the request stands in {journal.requests.folder.name} "
+                "beside it, and the trader takes it before an order leaves"
+            )
+            return RiskRecord(
+                state=state, token=secrets.token_hex(4), reason=reason, who=request.who, at_ns=request.at_ns
+            )
         return changed or journal.risk()
 
     def _is_answered(self, journal: Journal, record: RiskRecord) -> bool:
@@ -278,6 +292,8 @@ class Operator:
 
 def _is_taken(journal: Journal, record: RiskRecord) -> bool:
     now = journal.risk()
+    if not record.id:
+        return not journal.requests.list() and now.taken_ns is not None
     return now.id > record.id or now.taken_ns is not None
 
 

@@ -97,6 +97,10 @@ def sum_positions(books: JournalBooks) -> dict[str, HeldPosition]:
     spelling = spell_symbols(books)
     summed = Books()
     symbols = dict.fromkeys(spelling.canonical(order.symbol) for order in books.orders)
+    for carried in books.carried:
+        symbol = spelling.canonical(carried.symbol)
+        symbols[symbol] = None
+        summed.set_position(symbol, carried.own)
     for fill in books.fills:
         symbol = spelling.canonical(fill.symbol)
         symbols[symbol] = None
@@ -114,6 +118,15 @@ def expect_positions(books: JournalBooks) -> dict[str, HeldPosition]:
     for symbol, mark in last.items():
         summed.set_position(symbol, HeldPosition(mark.qty, mark.price))
     symbols = dict.fromkeys(last)
+    for carried in books.carried:
+        key = position_key(carried.symbol)
+        if not carried.fills:
+            continue  # its orders were not filled
+        symbols[key] = None
+        if key not in last or last[key].id <= carried.mark_id:
+            # Fills on top of the mark are among those that were pruned.
+            summed.set_position(key, carried.account)
+            last.pop(key, None)
     for number, fill in enumerate(books.fills):
         key = position_key(fill.symbol)
         symbols[key] = None
@@ -122,10 +135,22 @@ def expect_positions(books: JournalBooks) -> dict[str, HeldPosition]:
     return {key: summed.position(key) for key in symbols}
 
 
+def sum_totals(books: JournalBooks) -> dict[str, Decimal]:
+    """Return what is filled of all orders, those that were pruned too, by the client order ids of the venue."""
+    totals = {name: order.filled_qty for name, order in books.pruned.items()}
+    for order in books.orders:
+        totals.setdefault(order.client_order_id, ZERO)
+    for fill in books.fills:
+        name = books.fill_orders.get(fill.execution_id, fill.client_order_id)
+        totals[name] = totals.get(name, ZERO) + fill.qty
+    return totals
+
+
 def spell_symbols(books: JournalBooks) -> SymbolSpelling:
     """Return what knows all spellings of the journal's symbols."""
     # Spellings with a slash last: they win.
     symbols = {order.symbol for order in books.orders} | {fill.symbol for fill in books.fills}
+    symbols |= {carried.symbol for carried in books.carried}
     return SymbolSpelling(sorted(symbols, key=is_crypto))
 
 

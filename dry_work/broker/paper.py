@@ -9,29 +9,22 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import backtrader as bt
 import structlog
 
-from dry_work.alpaca.limits import Priority
 from dry_work.alpaca.venue_api import VenueApi
 from dry_work.alpaca.venues import open_venue
 from dry_work.broker.account import REFRESH_S, AccountCache, AccountState
 from dry_work.broker.account_reading import AccountReading
 from dry_work.broker.account_watch import AccountWatch
-from dry_work.broker.adoption import Adoption
-from dry_work.broker.books_reader import read_books
-from dry_work.broker.brake import Brake
 from dry_work.broker.closing import PositionCloser
 from dry_work.broker.delivery import Delivery, build_seeds
 from dry_work.broker.desk import OrderDesk
 from dry_work.broker.entry import OrderEntry
 from dry_work.broker.flight import (
     NO_FLIGHT,
-    SESSION,
     STEADY_CLOCK,
     TROUBLE,
     Flight,
@@ -40,35 +33,33 @@ from dry_work.broker.flight import (
     Told,
 )
 from dry_work.broker.halts import SymbolHalts
-from dry_work.broker.journal import AccountRecord, Journal, RiskRecord
+from dry_work.broker.journal import Journal, RiskRecord
+from dry_work.broker.journal_pruning import JournalPruner
 from dry_work.broker.market_time import MarketTime
 from dry_work.broker.order_placing import OrderPlacing
 from dry_work.broker.outcomes import Outcome
 from dry_work.broker.positions import PositionBook
 from dry_work.broker.risk_desk import STORE_MESSAGE as RISK_MESSAGE
 from dry_work.broker.risk_desk import RiskDesk
+from dry_work.broker.starting import BrokerStart
+from dry_work.broker.state_keeping import StateKeeping
 from dry_work.broker.tickets import Ticket, symbol_of
 from dry_work.broker.told import ToldRecord
 from dry_work.broker.venue_link import VenueLink
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError
-from dry_work.market.symbols import is_crypto
-from dry_work.orders.books import Fill
 from dry_work.orders.model import OrderRequest
 from dry_work.orders.risk import Breach
 from dry_work.orders.risk_limits import RiskLimits
 from dry_work.orders.rules import Refusal
 from dry_work.settings import parse_account_id
-from dry_work.wakeup import Wakeup
 
 __all__ = ["AlpacaPaperTradingBroker"]
-
-DEFAULT_JOURNAL = Path(".dry-work") / "orders.sqlite"
 
 _log = structlog.get_logger(__name__)
 
 
-class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
+class AlpacaPaperTradingBroker(BrokerStart, StateKeeping, OrderPlacing, AccountReading, bt.BrokerBase):
     """Trades with the account that the API key belongs to, or with one of a broker's, on paper unless told otherwise.
 
     `buy` and `sell` never raise for a refusal: the order comes back Rejected or Margin, with the reason in
@@ -115,6 +106,9 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         Backtrader's own broker. Without one it is the latter in lock-step
 
       - ``flight`` (default: ``None``): a `Flight` that everything from outside passes
+
+      - ``journal_days`` (default: ``None``): orders that ended so many days ago leave the journal; not in lock-step.
+        Without it all stay
     """
 
     params = (
@@ -137,6 +131,7 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         ("mode", None),
         ("rules", None),
         ("flight", None),
+        ("journal_days", None),
     )
 
     def __init__(self) -> None:
@@ -166,6 +161,9 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
         self._brake_api: VenueApi | None = None
         self._keeps_told = False
         self._told: ToldRecord | None = None
+        self._kept_told: ToldRecord | None = None  # as it is on disk by now
+        self._next_told: ToldRecord | None = None  # as it will be
+        self._pruner: JournalPruner | None = None
         self.startingcash = self.startingvalue = 0.0
         self._reset()
         super().__init__()
@@ -235,188 +233,8 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
             raise
         self._is_running = True
 
-    def _connect(self) -> None:
-        desk = self._desk
-        self._link = self._open_link()
-        state, now_ns = self._link.connect()
-        increments: dict[str, Decimal] = {}
-        if self._alpaca_rules:
-            pairs = {symbol for symbol in map(symbol_of, self._datas()) if is_crypto(symbol)}
-            increments = self._link.price_increments(sorted(pairs))
-        journal = self.p.journal
-        if journal is None:
-            journal = self._own_journal = Journal(DEFAULT_JOURNAL)
-        books = read_books(journal.path)
-        session = self._flight.answer(
-            SESSION, lambda: journal.mint_session(self.p.agent, session=self.p.session, started_ns=now_ns)
-        )
-        self._risk = self._build_risk(journal, state)
-        self._gateway = self._link.open_gateway(
-            journal,
-            agent=self.p.agent,
-            session=session,
-            consumer=self.p.consumer or self.p.agent,
-            judge=self._risk.brake.judge if self._risk is not None else lambda _name: None,
-        )
-        told = self._told or ToldRecord()
-        last_number = max(session.last_number, told.numbers.get(session.session, 0))
-        self._entry.begin(
-            self._gateway, agent=self.p.agent, session=session, last_number=last_number, increments=increments
-        )
-        self._halts = SymbolHalts(
-            journal,
-            held=lambda symbol: self._book.held(symbol).qty,
-            open_tickets=desk.exposed,
-            tell=self._delivery.add_halt,
-            time_ns=self._clock.time_ns,
-        )
-        self._halts.forget("restart")
-        watch = AccountWatch(
-            agent=self.p.agent,
-            journal=journal,
-            book=self._book,
-            desk=desk,
-            halts=self._halts,
-            tell=self._delivery.add_note,
-            ask=self._link.refresh_account,
-            write=self._write,
-            time_ns=self._clock.time_ns,
-            counters=self.counters,
-            flight=self._flight,
-        )
-        adoption = Adoption(
-            books,
-            self._told,
-            broker=self,
-            desk=desk,
-            entry=self._entry,
-            book=self._book,
-            link=self._link,
-            gateway=self._gateway,
-            agent=self.p.agent,
-            datas=self._datas(),
-            commission_of=self.getcommissioninfo,
-            halt=self._halts.halt,
-            seed=self._seed,
-            journal=journal,
-            wall_ns=self._clock.time_ns(),
-            venue_ns=now_ns,
-            counters=self.counters,
-        )
-        state = adoption.run(state)
-        self._adopted = tuple(desk.tickets)
-        if self._risk is not None:
-            self._risk.take_state(state)
-            self._start_brake(self._risk, now_ns)
-        if self._keeps_told:
-            self._gateway.keep_back()
-        recorded = self._write_progress(journal)
-        watch.begin(books, recorded, state, self._link.fetch_history)
-        self._watch = desk.watch = watch
-        self.startingcash = float(state.account.cash)
-        self.startingvalue = float(state.account.equity)
-        self._link.begin()
-
-    def _open_link(self) -> VenueLink:
-        return VenueLink(
-            venue=self._venue,
-            refresh_s=None if self._lockstep else self.p.refresh_s,
-            wakeup=self.p.wakeup or Wakeup(),
-            cache=self._cache,
-            open_orders=self._desk.open_names,
-            is_due=lambda: self._time.is_due(self._entry.next_valid),
-            on_failure=self._fail,
-            counters=self.counters,
-            flight=self._flight,
-        )
-
-    def _open_brake_api(self) -> VenueApi:
-        # A connection of its own, so that the brake works while the others wait.
-        return self._venue.open_api(priority=Priority.BRAKE, patience_s=0.0)
-
-    def _start_brake(self, risk: RiskDesk, now_ns: int) -> None:
-        risk.brake.start(lambda: risk.prepare(now_ns))
-
     def _monotonic(self) -> float:
         return self._flight.read(STEADY_CLOCK, time.monotonic())
-
-    def _write_progress(self, journal: Journal) -> list[Fill]:
-        """Write down, before anything else, what has happened while nobody traded; return the fills."""
-        changes = self._desk.changes
-        (fills, names), ends = changes.take_new_fills(), changes.take_new_ends()
-        if fills or ends:
-            journal.record_progress(fills, ends, at_ns=self._clock.time_ns(), order_names=names)
-        return fills
-
-    def _write(self, write: Callable[[], None]) -> None:
-        """Let something be written to the journal behind what was handed over for it before."""
-        if self._is_running:
-            self._gateway.run(lambda _venue: write())
-        else:
-            write()
-
-    def _build_risk(self, journal: Journal, state: AccountState) -> RiskDesk | None:
-        mode = self.p.mode or ("paper" if self.p.sandbox else "live")
-        journal.record_account(AccountRecord(agent=self.p.agent, account_id=state.account.id, url=self._url, mode=mode))
-        if self.p.risk is None:
-            return None
-        self._brake_api = self._open_brake_api()
-        link, desk = self._link, self._desk
-        brake = Brake(
-            journal,
-            self._brake_api,
-            agent=self.p.agent,
-            limits=self.p.risk,
-            clock=self._own_clock,
-            lockstep=self._lockstep,
-            is_sending=lambda: link is not None and link.gateway is not None and link.gateway.is_sending,
-            on_change=self._wake,
-            on_failure=self._fail,
-        )
-        return RiskDesk(
-            self.p.risk,
-            brake,
-            journal,
-            book=self._book,
-            open_tickets=desk.exposed,
-            is_known=desk.is_known,
-            datas=self._datas,
-            tell=self._tell_risk,
-            lockstep=self._lockstep,
-            counters=self.counters,
-            flight=self._flight,
-        )
-
-    # What a strategy keeps
-
-    def keep_told(self, record: ToldRecord | None) -> None:
-        """Before the start: keep what the strategy is told, which whoever calls this keeps with the strategy's state.
-
-        Orders then leave with `release_orders` alone, when that state is kept.
-
-        Args:
-            record: what the strategy's state knows; None: there is none yet.
-        """
-        self._keeps_told, self._told = True, record
-        self._reset()
-
-    def note_told(self, notification: Any) -> None:
-        """Take note of a notification that the strategy has heard."""
-        self._desk.notices.note_told(notification)
-
-    @property
-    def has_untold_changes(self) -> bool:
-        """Tell whether something was told or decided since the last `told_record`."""
-        return self._desk.notices.is_changed or (self._is_running and self._gateway.has_kept)
-
-    def told_record(self) -> ToldRecord:
-        """Return what the strategy has been told of its orders."""
-        return self._desk.notices.record()
-
-    def release_orders(self) -> None:
-        """Let the orders go that were decided by now."""
-        if self._is_running:
-            self._gateway.let_go()
 
     def watch_orders(
         self,
@@ -458,6 +276,9 @@ class AlpacaPaperTradingBroker(OrderPlacing, AccountReading, bt.BrokerBase):
     def stop(self) -> None:
         """Send what is decided, close the stream, end all threads. May be called twice, and before `start`."""
         self._is_running = False
+        if self._pruner is not None:
+            self._pruner.stop()
+            self._pruner = None
         if self._link is not None:
             self._link.stop()
         if self._risk is not None:

@@ -98,7 +98,7 @@ def list_past_orders(books: JournalBooks, record: ToldRecord | None, *, agent: s
     owned = [own for own in build_orders(books) if own.name in by_name]
     found: dict[str, PastOrder] = {}
     for own in owned:
-        if not own.is_open and not _is_news(by_name[own.name], record):
+        if not own.is_open and not is_news(by_name[own.name], record):
             continue
         past = _build(own, by_name, filled, books)
         if record is not None and own.name not in record.orders and record.knows(past.session, past.number):
@@ -109,7 +109,8 @@ def list_past_orders(books: JournalBooks, record: ToldRecord | None, *, agent: s
             found[own.name] = _with_saved(msgspec.structs.replace(past, told=_told_of(past, record)))
     if record is not None:
         for name, told in record.orders.items():
-            if name not in by_name and name not in found:
+            # What was pruned has ended, whatever an old record says: above all it is not sent again.
+            if name not in by_name and name not in found and name not in books.pruned:
                 found.update(_build_saved(name, told, record))
     # The other orders of a group of which one goes on: they are what it hangs on.
     heads = {past.head or past.name for past in found.values() if past.role is not None}
@@ -145,7 +146,7 @@ def past_from_venue(order: VenueOrder) -> PastOrder | None:
     )
 
 
-def _is_news(order: JournalOrder, record: ToldRecord | None) -> bool:
+def is_news(order: JournalOrder, record: ToldRecord | None) -> bool:
     """Tell whether the strategy may not know all of an order that has ended."""
     if record is None or order.session not in record.numbers:
         return False

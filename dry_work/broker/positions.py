@@ -10,6 +10,7 @@ import backtrader as bt
 from msgspec.structs import replace
 
 from dry_work.broker.account import AccountState
+from dry_work.broker.settled import SettledOrders
 from dry_work.broker.tickets import number, symbol_of, utc_datetime
 from dry_work.market.symbols import contract_size
 from dry_work.orders.books import ZERO, Books, Fill, HeldPosition, PositionChange, position_key, undo
@@ -20,7 +21,7 @@ class PositionBook:
     """Books whose symbols are known in any spelling, with one `bt.Position` for each that moves with the fills."""
 
     def __init__(self) -> None:
-        self.books = Books()
+        self.books = Books(archive=SettledOrders())
         self._positions: dict[str, Any] = {}
         self._keys: dict[int, tuple[Any, str]] = {}  # by identity; holding the data keeps that one its own
         self._bought: dict[str, Decimal] = {}  # of which the venue may have taken fees

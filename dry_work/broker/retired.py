@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -75,11 +74,10 @@ class FillRows:
     """
 
     def __init__(self, kept: int | None = None) -> None:
-        self._kept = kept = KEPT_ORDERS if kept is None else kept
+        self._kept = KEPT_ORDERS if kept is None else kept
         self._rows: dict[str, tuple[int, Row]] = {}  # by execution id
         self._file = RowFile()
-        self._taken_back: set[int] = set()  # numbers of rows in the file
-        self._numbers: deque[tuple[str, int]] = deque(maxlen=50 * kept)  # of rows in the file, the newest
+        self._taken_back: set[str] = set()  # execution ids of rows in the file
         self._next = 0
 
     def add(self, execution_id: str, row: Row) -> None:
@@ -88,17 +86,19 @@ class FillRows:
         self._next += 1
         if len(self._rows) >= self._kept + _AT_A_TIME:
             oldest = list(self._rows)[:_AT_A_TIME]
-            if self._file.add(self._rows[name] for name in oldest):
-                self._numbers.extend((name, self._rows.pop(name)[0]) for name in oldest)
+            named = [(name, *self._rows[name]) for name in oldest]
+            if self._file.add((number, {"execution_id": name, "row": row}) for name, number, row in named):
+                for name in oldest:
+                    del self._rows[name]
 
     def take_back(self, execution_id: str) -> None:
         """Forget the row of a fill, if there is one."""
         if self._rows.pop(execution_id, None) is None:
-            self._taken_back.update(number for name, number in self._numbers if name == execution_id)
+            self._taken_back.add(execution_id)
 
     def rows(self) -> list[Row]:
         """Return all rows, in order."""
-        before = [row for number, row in self._file.rows() if number not in self._taken_back]
+        before = [found["row"] for _, found in self._file.rows() if found["execution_id"] not in self._taken_back]
         return [*before, *(row for _, row in self._rows.values())]
 
 

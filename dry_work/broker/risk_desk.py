@@ -24,7 +24,7 @@ from dry_work.broker.tickets import Ticket, position_key
 from dry_work.clock import MINUTE_NS
 from dry_work.errors import ConfigError
 from dry_work.feeds.base import line_time_ns
-from dry_work.market.calendar import SessionCalendar
+from dry_work.market.calendar import shared_calendar
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.exposure import Holding, Portfolio, RiskOrder, describe_open_order, describe_request, units_of
 from dry_work.orders.groups import Role
@@ -84,7 +84,7 @@ class RiskDesk:
         self._tell = tell
         self._lockstep = lockstep
         self._counters = counters
-        self._calendar = SessionCalendar()
+        self._calendar = shared_calendar()
         self._listed: tuple[VenueOrder, ...] = ()  # open orders of the account, of the last snapshot
         self._venue_equity: Decimal | None = None  # of a snapshot that was not looked at yet
         self._offset = Decimal(0)  # from our measure of the equity to the venue's

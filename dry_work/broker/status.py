@@ -17,7 +17,7 @@ import msgspec
 from dry_work.broker.books_reader import JournalBooks
 from dry_work.broker.differences import crypto_fee_limit
 from dry_work.broker.journal_books import MarkCause
-from dry_work.broker.own_books import LEG_ROLES, OrderState, OwnOrder, spell_symbols, sum_positions
+from dry_work.broker.own_books import LEG_ROLES, OrderState, OwnOrder, spell_symbols, sum_positions, sum_totals
 from dry_work.clock import SECOND_NS
 from dry_work.market.symbols import is_crypto
 from dry_work.orders.books import ZERO, HeldPosition
@@ -106,6 +106,8 @@ class _Owners:
         self._by_name = {name: order for order in orders for name in order.names}
         self._by_id = {order_id: order for order in self._by_name.values() for order_id in order.order_ids}
         self._all = {order.id: order for order in venue_orders}
+        totals = sum_totals(books)
+        self._pruned = {name: totals[name] for name in books.pruned}
 
     def named(self, name: str) -> OwnOrder:
         """Return our order with this name."""
@@ -126,6 +128,10 @@ class _Owners:
             found = self._all.get(found.replaces)
         return None
 
+    def pruned_qty(self, order: VenueOrder) -> Decimal | None:
+        """Return how much of an order was filled that was pruned, None when it is none of those."""
+        return self._pruned.get(order.client_order_id)
+
     def is_closing(self, order: VenueOrder) -> bool:
         """Tell whether it is an order of `dry-work flatten` for this agent."""
         parts = parse_client_order_id(order.client_order_id)
@@ -141,6 +147,8 @@ class _Owners:
         parts = parse_client_order_id(order.client_order_id)
         if self.is_closing(order):
             return _FLATTEN
+        if order.client_order_id in self._pruned:
+            return "this agent that has ended by the journal and was pruned"
         if parts is None:
             return "nobody that is known (by hand, or another program)"
         if parts.agent in self._agents:
@@ -306,7 +314,7 @@ def _compare_positions(
         if ours.qty != venue.qty:
             bought = sum(
                 (f.qty for f in books.fills if f.side is Side.BUY and spelling.canonical(f.symbol) == symbol), ZERO
-            )
+            ) + sum((each.bought for each in books.carried if spelling.canonical(each.symbol) == symbol), ZERO)
             mark, reasons = _explain(symbol, venue.qty - ours.qty, by_symbol[symbol], owners, bought, snapshot)
         yield PositionRow(symbol=symbol, ours=ours, venue=venue, mark=mark, reasons=tuple(reasons))
     for symbol, venue in theirs.items():
@@ -355,17 +363,24 @@ def _explain(
         if is_crypto(symbol) and -crypto_fee_limit(bought) <= difference < 0:
             return Mark.EQUAL, [_FEES.format(_signed(difference))]
         return Mark.DIFFERS, [f"{_signed(difference)}: {_ANY_CAUSE}"]
+    reasons, rest, is_ours = list[str](), difference, True
     told: dict[str, Decimal] = defaultdict(Decimal)
     by_owner: dict[str, list[Decimal]] = defaultdict(list)
     for order in orders:
         change = _sign(order.filled_qty, order.side)
         own = owners.find(order)
+        pruned = owners.pruned_qty(order)
         if own is not None:
             told[own.name] += change
+        elif pruned is not None:
+            missed = change - _sign(pruned, order.side)
+            if missed:
+                rest -= missed
+                is_ours = False
+                reasons.append(_missed(missed, order.client_order_id))
         elif change:
             by_owner[owners.describe(order)].append(change)
             bought += max(change, ZERO)
-    reasons, rest, is_ours = [], difference, True
     for name, change in told.items():
         own = owners.named(name)
         missed = change - _sign(own.filled_qty, own.side)
@@ -373,7 +388,7 @@ def _explain(
         if missed and (snapshot.is_history_whole or (missed > 0) is (own.side is Side.BUY)):
             rest -= missed
             is_ours = False
-            reasons.append(f"{_signed(missed)} by fills of {short_name(name)} that the agent has not taken note of")
+            reasons.append(_missed(missed, name))
     for owner, changes in by_owner.items():
         rest -= sum(changes, ZERO)
         is_ours = is_ours and owner == _FLATTEN
@@ -391,6 +406,10 @@ def _explain(
 
 
 # Words
+
+
+def _missed(change: Decimal, name: str) -> str:
+    return f"{_signed(change)} by fills of {short_name(name)} that the agent has not taken note of"
 
 
 def _build_row(own: OwnOrder, found: VenueOrder | None, mark: Mark, reasons: Sequence[str]) -> OrderRow:

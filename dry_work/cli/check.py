@@ -16,6 +16,7 @@ _INDENT = " " * 10
 @click.option("--symbols", type=click.Path(), metavar="FILE", help="Symbols to look up. Default: as `dry-work run`.")
 @click.option("--live", is_flag=True, help="Look at the account with real money, not at the one on paper.")
 @click.option("--state-dir", type=click.Path(), metavar="DIR", help="State directory. Default: as `dry-work run`.")
+@click.option("--feed", metavar="WAY", help="Way of market data: pubsub, nats, redis, ws or grpc. Default: as `run`.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -26,16 +27,20 @@ _INDENT = " " * 10
     help="Longest wait for each request.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def command(*, symbols: str | None, live: bool, state_dir: str | None, timeout_s: float, as_json: bool) -> int:
-    """Look at everything that `dry-work run` needs in this folder: account, symbols, market data, topics, clock, disk.
+def command(
+    *, symbols: str | None, live: bool, state_dir: str | None, feed: str | None, timeout_s: float, as_json: bool
+) -> int:
+    """Look at everything that `dry-work run` needs in this folder: account, permissions, symbols, market data, the way
+    that it comes, clock, calendar, disk, versions.
 
-    Nothing is traded; a subscription is made and deleted at once, as a run would need it. Each line is ok, a warning or
+    Nothing is traded; a subscription is made and ended at once, as a run would need it. Each line is ok, a warning or
     failed, with what fixes it. The exit code is 0 when nothing has failed and 1 otherwise.
 
     \b
     Examples:
       dry-work check
       dry-work check --symbols symbols.txt --json
+      dry-work check --feed nats
     """
     from dry_work.cli.signals import EXIT_DONE, EXIT_FAILED
     from dry_work.clock import SystemClock
@@ -46,7 +51,7 @@ def command(*, symbols: str | None, live: bool, state_dir: str | None, timeout_s
     set_up_logging("error")  # the findings say it
     findings: list[Finding] = []
     for finding in diagnose(
-        Path.cwd(), clock=SystemClock(), symbols=symbols, live=live, state_dir=state_dir, timeout_s=timeout_s
+        Path.cwd(), clock=SystemClock(), symbols=symbols, live=live, state_dir=state_dir, feed=feed, timeout_s=timeout_s
     ):
         findings.append(finding)
         show(finding.outcome.value, finding.part, finding.text, finding.remedy)

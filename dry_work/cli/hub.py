@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from dry_work.hub.service import HubService, HubStatus
+    from dry_work.hub.service import HubService
     from dry_work.hub.settings import HubSettings
+    from dry_work.hub.status import HubStatus
     from dry_work.hub.upstreams.connection import FeedStatus
 
 EXIT_DEADLINE = 124  # what was under way could not be finished in time

@@ -14,7 +14,8 @@ from dry_work.errors import ConfigError, HubError
 if TYPE_CHECKING:
     from dry_work.cli.signals import StopWaiter
     from dry_work.feeds.recorded import Recording
-    from dry_work.hub.sinks.pubsub import PubSubSink, TopicStatus
+    from dry_work.hub.ports import TopicStatus
+    from dry_work.hub.sinks.pubsub import PubSubSink
     from dry_work.market.messages import Bar, Watermark
 
 _PROGRESS_S = 5.0

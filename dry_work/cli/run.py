@@ -121,7 +121,7 @@ def _trade(
     observer: Any = None,
 ) -> int:
     from dry_work.observability.settings import read_watch_settings
-    from dry_work.settings import read_environment, read_toml
+    from dry_work.settings import read_environment, read_toml, read_variable
 
     folder = Path.cwd()
     toml = folder / "dry-work.toml"
@@ -142,10 +142,11 @@ def _trade(
     from dry_work.errors import StrategyError
     from dry_work.observability.logging import set_up_logging
 
-    set_up_logging()
+    set_up_logging(project=settings.project or read_variable(read_environment(folder), "GOOGLE_CLOUD_PROJECT"))
     telemetry = None
     if watch.is_on:
-        from dry_work.engine.telemetry import RunTelemetry, join_observers
+        from dry_work.engine.observers import join_observers
+        from dry_work.engine.telemetry import RunTelemetry
 
         telemetry = RunTelemetry(watch, name=settings.agent_id or settings.agent or "dry-work")
         observer = join_observers(observer, telemetry)
@@ -218,6 +219,11 @@ def build_settings(
     agent_id = s.read_variable(environment, "AGENT_ID") or str(toml.get("agent_id", ""))
     state_dir, given = s.choose_state_dir(choices.get("state_dir"), agent_id=agent_id)
     timeframe = s.parse_timeframe(str(choices.get("timeframe", "1m")))
+
+    def choice(name: str, variable: str, words: tuple[str, str], *, default: str = "") -> bool:
+        given = s.read_variable(environment, variable) or str(toml.get(name, default or words[0]))
+        return s.parse_choice(given, words, name=name, variable=variable)
+
     lookback = choices.get("lookback")
     shared: dict[str, Any] = {
         **build_shared(choices),
@@ -230,12 +236,17 @@ def build_settings(
         "take_over": bool(options.get("take_over")),
         "resume_trading": bool(options.get("resume_trading")),
         "risk": s.parse_risk(risk or {}, local=local),
+        "journal_days": s.parse_journal_days(
+            s.read_variable(environment, "DRY_WORK_JOURNAL_DAYS")
+            or str(toml.get("journal_days", s.DEFAULT_JOURNAL_DAYS))
+        ),
         "stale_s": s.parse_stale(
             s.read_variable(environment, "DRY_WORK_STALE_S") or str(toml.get("stale_s", s.DEFAULT_STALE_S))
         ),
-        "stops_when_stale": s.parse_stale_action(
-            s.read_variable(environment, "DRY_WORK_STALE_ACTION") or str(toml.get("stale_action", "tell"))
-        ),
+        "stops_when_stale": choice("stale_action", "DRY_WORK_STALE_ACTION", ("tell", "stop")),
+        "drops_late": choice("late", "DRY_WORK_LATE", ("next", "drop")),
+        "tells_revised": choice("revised", "DRY_WORK_REVISED", ("record", "tell")),
+        "wants_statuses": choice("statuses", "DRY_WORK_STATUSES", ("off", "on"), default="on"),
     }
     check_frames(timeframe, shared["resample"])
     if timeframe.length_ns % 60_000_000_000:

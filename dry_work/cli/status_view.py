@@ -15,6 +15,7 @@ from dry_work.broker.own_books import OrderState, build_orders, sum_positions
 from dry_work.broker.status import Comparison, Mark, OrderRow, PositionRow, VenueSnapshot, short_name
 from dry_work.clock import SECOND_NS
 from dry_work.engine.health import AgentHealth, Life
+from dry_work.market.market_state import DataHealth, describe_health
 from dry_work.orders.books import Fill
 from dry_work.orders.risk import RiskState
 from dry_work.wire.alpaca_rest import encode_decimal
@@ -165,6 +166,11 @@ def _describe_agent(summary: Summary, now_ns: int) -> Iterator[Any]:
     style = "" if health.life in (Life.RUNNING, Life.STOPPED) else "bold red"
     yield _styled(", ".join(words), style)
     yield f"state directory: {health.path}"
+    if health.data is not None:
+        first, *others = describe_health(health.data)
+        when = "" if health.life is Life.RUNNING else " at its last heartbeat"
+        yield f"market data{when}: {first}"
+        yield from (_styled(f"  {line}", "yellow") for line in others)
     if summary.risk is not None:
         record = summary.risk
         is_active = record.state is RiskState.ACTIVE
@@ -328,6 +334,7 @@ def _summary_to_json(row: Summary) -> dict[str, Any]:
         "host": health.host or None,
         "since": _time(health.since_ns),
         "heartbeat": _time(health.heartbeat_ns),
+        "data": None if health.data is None else _data_to_json(health.data),
         "mode": row.mode or None,
         "risk": None
         if risk is None
@@ -347,6 +354,13 @@ def _summary_to_json(row: Summary) -> dict[str, Any]:
         "problem": row.problem or health.problem or None,
         "needs_attention": row.needs_attention,
     }
+
+
+def _data_to_json(data: DataHealth) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(data)
+    found["market_time"] = _time(found.pop("market_ns") or None)
+    found["symbols"] = {each.symbol: msgspec.to_builtins(each.bars) for each in data.symbols}
+    return found
 
 
 def _position_to_json(row: PositionRow) -> dict[str, Any]:

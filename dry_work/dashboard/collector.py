@@ -34,6 +34,7 @@ from dry_work.dashboard.snapshot import (
     SymbolRow,
 )
 from dry_work.dashboard.trails import BARS_KEPT
+from dry_work.engine.observer import overhear_orders
 from dry_work.engine.progress import describe_order
 from dry_work.feeds.base import line_time_ns
 from dry_work.market.messages import Bar, Slice
@@ -48,6 +49,7 @@ _STATISTICS_S = 1.0
 _MINUTE_S = 60.0
 
 ARRIVAL, BARRIER, NEXT = "bar's end → arrival", "arrival → slice", "slice → end of next"
+HUB, TRANSPORT = "bar's end → hub", "hub → arrival"  # where the way here tells
 ACKNOWLEDGED, FILLED = "order → acknowledged", "order → filled"
 
 
@@ -107,7 +109,7 @@ class RunCollector:
         self._bars_kept = bars_kept
         self._ready_phase = phase
         self._phase, self._detail = "starting", ""
-        self._stages = StageTimes((ARRIVAL, BARRIER, NEXT, ACKNOWLEDGED, FILLED))
+        self._stages = StageTimes((ARRIVAL, HUB, TRANSPORT, BARRIER, NEXT, ACKNOWLEDGED, FILLED))
         self._latency: tuple[Any, ...] = ()
         self._memory_bytes = 0
         self._drawn: Mapping[str, list[DrawnLine]] = {}
@@ -120,6 +122,7 @@ class RunCollector:
         self._times: dict[str, _Times] = {}
         self._sent: deque[float] = deque(maxlen=100_000)  # orders of the last minute
         self._halted: dict[str, str] = {}
+        self._paused: dict[str, str] = {}
         self._cerebro: Any = None
         self._broker: Any = None
         self._feeds: dict[str, Any] = {}
@@ -132,17 +135,8 @@ class RunCollector:
         self._feeds = {feed.symbol: feed for feed in feeds}
         self._stirred.update(self._feeds)
         self.board.rows = {symbol: SymbolRow(seq=1, symbol=symbol) for symbol in self._feeds}  # in their order
-        get_notification = broker.get_notification
-
-        def get_noted_notification() -> Any:
-            order = get_notification()
-            if order is not None:
-                self._try(self._note_order, order)
-            return order
-
         cerebro.adddatacb(partial(self._try, self._note_status))
-
-        broker.get_notification = get_noted_notification
+        overhear_orders(broker, partial(self._try, self._note_order))
         self.board.nudge = self._nudge
         self.board.engine_age_s = lambda: self._clock.monotonic() - self._turned_s
         self.board.read_risk = self._overlay_risk
@@ -224,10 +218,15 @@ class RunCollector:
             return
         began_ns, ended_ns = self._cerebro.step_began_ns, self._clock.time_ns()
         stages = self._stages
-        if not self._facts.own_time:
-            for bar in piece.bars:
-                if bar.ts_recv_ns:
-                    stages.add(ARRIVAL, max(bar.ts_recv_ns - bar.end_ns, 0) / 1e6)
+        for bar in piece.bars:
+            if not bar.ts_recv_ns:
+                continue
+            if not self._facts.own_time:
+                stages.add(ARRIVAL, max(bar.ts_recv_ns - bar.end_ns, 0) / 1e6)
+                if bar.ts_hub_ns:
+                    stages.add(HUB, max(bar.ts_hub_ns - bar.end_ns, 0) / 1e6)
+            if bar.ts_hub_ns:
+                stages.add(TRANSPORT, max(bar.ts_recv_ns - bar.ts_hub_ns, 0) / 1e6)
         if began_ns >= newest_ns:
             stages.add(BARRIER, (began_ns - newest_ns) / 1e6)
         stages.add(NEXT, max(ended_ns - began_ns, 0) / 1e6)
@@ -323,9 +322,12 @@ class RunCollector:
         self._is_behind = False
         board = self.board
         seq = board.seq + 1
-        halted, before = self._read_halts(), self._halted
-        changed = {symbol for symbol in halted.keys() | before.keys() if halted.get(symbol) != before.get(symbol)}
-        stirred, self._halted = self._stirred | changed, halted
+        halted, paused = self._read_halts(), self._read_pauses()
+        # What is in one of the two alone, or differs: the symbols of those pairs.
+        changed = {
+            symbol for symbol, _ in (halted.items() ^ self._halted.items()) | (paused.items() ^ self._paused.items())
+        }
+        stirred, self._halted, self._paused = self._stirred | changed, halted, paused
         self._stirred = set()
         for symbol in stirred:
             feed = self._feeds.get(symbol)
@@ -347,6 +349,10 @@ class RunCollector:
             return {}
         by_key = {position_key(symbol): reason for symbol, reason in halts.items()}
         return {symbol: by_key[position_key(symbol)] for symbol in self._feeds if position_key(symbol) in by_key}
+
+    def _read_pauses(self) -> dict[str, str]:
+        halts = self._cerebro.market.halts
+        return {symbol: status.describe() for symbol, status in halts.items()} if halts else {}
 
     def _describe_symbol(self, seq: int, symbol: str, feed: Any) -> SymbolRow:
         bar = self._bars.get(symbol)
@@ -375,6 +381,7 @@ class RunCollector:
             arrival_ms=arrival_ms,
             delay_ms=self._delays.get(symbol),
             halted=self._halted.get(symbol, ""),
+            paused=self._paused.get(symbol, ""),
         )
 
     def _describe_order(self, seq: int, name: str, order: Any) -> OrderRow:

@@ -27,7 +27,7 @@ from dry_work.dashboard.sessions import SessionSource
 from dry_work.dashboard.settings import DashboardSettings
 from dry_work.dashboard.snapshot import RiskView, encode_json
 from dry_work.errors import ConfigError, DryWorkError
-from dry_work.market.calendar import SessionCalendar
+from dry_work.market.calendar import shared_calendar
 
 PUSH_S = 0.25  # between two looks for changes while somebody reads
 PULSE_S = 2.0  # between two signs of life
@@ -108,7 +108,7 @@ class DashboardServer:
         self._note = note
         self._mode = mode or ("session" if session is not None else "live")
         self._clock = clock or SystemClock()
-        self._calendar = SessionCalendar()
+        self._calendar = shared_calendar()
         self._readers = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None

@@ -39,6 +39,7 @@ class SymbolRow(msgspec.Struct, frozen=True, kw_only=True):
     arrival_ms: float | None = None  # from the last bar's end to its arrival here; None where the market has own time
     delay_ms: float | None = None  # from its arrival to the end of `next`
     halted: str = ""  # why it takes only orders that shrink its position
+    paused: str = ""  # why the exchange does not trade it
 
 
 class OrderRow(msgspec.Struct, frozen=True, kw_only=True):

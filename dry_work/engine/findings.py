@@ -61,6 +61,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     symbols: str | None = None  # option: the symbols file
     state_dir: str | None = None  # option
     live: bool = False
+    feed_given: str | None = None  # option: the way of market data
     timeout_s: float = 5.0  # of each request
 
     def variable(self, *names: str, default: str = "") -> str:
@@ -69,6 +70,10 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def agent_id(self) -> str:
         return self.variable("AGENT_ID") or str(self.toml.get("agent_id", ""))
+
+    @property
+    def feed(self) -> str:
+        return self.feed_given or self.variable("DRY_WORK_FEED") or str(self.toml.get("feed") or "pubsub")
 
     @property
     def account_id(self) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from dry_work.clock import SECOND_NS
 from dry_work.engine.state import HEARTBEAT, JOURNAL, RECORDINGS, STRATEGY
 from dry_work.feeds.lease_holder import LeaseHolder, read_holder
+from dry_work.market.market_state import DataHealth, parse_health
 
 STALE_S = 60.0  # heartbeats come every 15 seconds from a strategy whose `next` returns
 
@@ -49,6 +50,7 @@ class AgentHealth(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ns: int | None = None
     strategy: StrategyFile | None = None
     problem: str = ""  # with one of the files
+    data: DataHealth | None = None  # how its market data stood at the heartbeat; None: not known
     recordings_bytes: int = 0
     recordings_sessions: int = 0
 
@@ -82,7 +84,7 @@ def read_health(folder: Path, *, now_ns: int) -> AgentHealth:
     beat = _read_object(folder / HEARTBEAT)
     heartbeat_ns = beat.get("time_ns") if isinstance(beat.get("time_ns"), int) else None
     if holder.pid is not None and beat.get("pid") != holder.pid:
-        heartbeat_ns = None  # of an earlier process
+        heartbeat_ns, beat = None, {}  # of an earlier process
     strategy, problem = _read_strategy(folder / STRATEGY)
     sizes = _list_recordings(folder / RECORDINGS)
     return AgentHealth(
@@ -94,6 +96,7 @@ def read_health(folder: Path, *, now_ns: int) -> AgentHealth:
         host=holder.host,
         since_ns=holder.since_ns,
         heartbeat_ns=heartbeat_ns,
+        data=parse_health(beat.get("data")),
         strategy=strategy,
         problem=problem,
         recordings_bytes=sum(sizes.values()),

@@ -21,9 +21,10 @@ from dry_work.engine.lookback import LookBack
 from dry_work.engine.quick_feed import PlainFeed, QuickFeed, can_be_quick
 from dry_work.engine.step import StrategyStep
 from dry_work.errors import ConfigError, FeedError
-from dry_work.feeds.base import LiveClone, LiveFeed
+from dry_work.feeds.base import KnownTime, LiveClone, LiveFeed
 from dry_work.market.completeness import CompletenessTally, SymbolCompleteness
-from dry_work.market.messages import Bar, News, Slice
+from dry_work.market.market_state import DataHealth, MarketState, SymbolTrading
+from dry_work.market.messages import Bar, BarNote, News, PriceBands, Slice, TradingStatus
 from dry_work.ports import MarketSource, SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
 
@@ -96,10 +97,13 @@ class LiveCerebro(bt.Cerebro):
         self._on_slice = on_slice
         self._max_event_wait_s = max_event_wait_s
         self._next_beat = 0.0
+        # Called with each slice of lock-step that the strategies had their turn with, before it is reported.
+        self.on_decided: Callable[[Slice], None] | None = None
         self.on_ready: Callable[[], None] | None = None  # called once before the first live slice, after the warm-up
         self.on_reconnect: Callable[[], None] | None = None  # called when the source is back after an outage
         self._live = False
         self._connected = True
+        self._had_turn = False  # the strategies, with the slice at hand
         self._swallowed_nextstart: set[int] = set()
         self._stirred: dict[int, Any] = {}  # datas that may have changed since the strategies' last turn
         self._steps: list[StrategyStep] = []
@@ -110,6 +114,7 @@ class LiveCerebro(bt.Cerebro):
         self.warmup_bars: Counter[str] = Counter()
         self.filled_bars: Counter[str] = Counter()  # from history, after the warm-up
         self.completeness = CompletenessTally(())  # of the symbols of its feeds, once it runs
+        self.market = MarketState()  # of the same
         self.late_bars = 0  # bars that came behind their symbol's last one and were left out
         self.slices = 0
         self.step_began_ns = 0  # when the slice at hand was taken, by the machine's clock
@@ -150,31 +155,59 @@ class LiveCerebro(bt.Cerebro):
             return not self._is_stopped()
         if isinstance(event, Slice):
             self.completeness.note(event)
-            if event.filled:
-                self._fill(event, runstrats)
-                return not self._is_stopped()
+            for bar in self.market.note_bars(event.bars):
+                self._end_halt(bar.symbol, bar.ts_event_ns, "bars are back")
             broker = self._broker
+            if event.filled:
+                return self._take_filled(event, runstrats)
             if self._lockstep and not self._await_events(broker, event):
                 return False
             self.step_began_ns = time.time_ns()
+            self._had_turn = False
             self._step(event, runstrats)
             if self._is_stopped():
+                if self._had_turn:
+                    self._tell_decided(event)
                 return False
             if self._on_slice is not None:
                 self._on_slice(event)
             if event.last:
                 self._finish(runstrats)
                 self.end_of_data = True
+            self._tell_decided(event)
             if self._lockstep and event.number is not None:
                 broker.end_slice(event.number)
             return not event.last
         if isinstance(event, SourceStatus):
             self._change_status(event)
         elif isinstance(event, News):
-            self._notify_news(event)
+            self._notify("news", event)
+        elif isinstance(event, TradingStatus):
+            self._change_trading(event)
+        elif isinstance(event, PriceBands):
+            self.market.note_bands(event)
+        elif isinstance(event, BarNote):
+            self.completeness.note_undelivered(event)
+            if event.is_told:
+                self._notify("revised_bar", event.bar)
         else:
             self._raise_failure(event)
         return True
+
+    def _take_filled(self, piece: Slice, runstrats: list[Any]) -> bool:
+        """Take a slice without a turn of the strategies: from history, or one that an earlier process has decided."""
+        self._fill(piece, runstrats)
+        if self._is_stopped():
+            return False
+        if self._lockstep and piece.number is not None:
+            self._broker.slice_end_ns = piece.end_ns
+            self._broker.end_slice(piece.number)
+        self.end_of_data = piece.last
+        return not piece.last
+
+    def _tell_decided(self, piece: Slice) -> None:
+        if self._lockstep and piece.number is not None and self.on_decided is not None:
+            self.on_decided(piece)
 
     def _is_stopped(self) -> bool:
         return self._flight.read(STOP, bool(self._event_stop))
@@ -191,8 +224,10 @@ class LiveCerebro(bt.Cerebro):
                     f"{type(data).__name__} is no live feed: the live engine takes LiveFeed and its clones"
                 )
         self.completeness = CompletenessTally(self._feeds)
+        self.market = MarketState(tuple(self._feeds))
         for data in datas:
             data.completeness = SymbolCompleteness(self.completeness, data.symbol)
+            data.trading = SymbolTrading(self.market, data.symbol)
         self._sorted_datas = datas
         # A feed that is resampled in place gives a bar also when none of its own arrived, so it is always looked at.
         self._derived = [data for data in datas if isinstance(data, LiveClone) or data.resampling]
@@ -254,7 +289,7 @@ class LiveCerebro(bt.Cerebro):
         self._datanotify()
         if self._is_stopped():
             return
-        moved = self._move(piece, self.bars)
+        moved = self._move(piece, self.bars, is_whole=piece.number is not None)
         self.slices += 1
         self._look_back.after_slice()
         if self.slices % LOOK_EVERY == 0:
@@ -270,6 +305,7 @@ class LiveCerebro(bt.Cerebro):
         self._deliver(runstrats)
 
     def _deliver(self, runstrats: list[Any]) -> None:
+        self._had_turn = True
         self._check_timers(runstrats, self._slice_time, cheat=False)
         stirred = self._take_stirred()
         for strat, step in zip(runstrats, self._steps, strict=True):
@@ -303,8 +339,13 @@ class LiveCerebro(bt.Cerebro):
                     self.late_bars += 1
         return touched
 
-    def _move(self, piece: Slice, counts: Counter[str]) -> bool:
-        """Move the feeds of the slice and what follows from them; tell whether any data has a new bar."""
+    def _move(self, piece: Slice, counts: Counter[str], *, is_whole: bool) -> bool:
+        """Move the feeds of the slice and what follows from them; tell whether any data has a new bar.
+
+        Args:
+            is_whole: no bar of the slice's time is still to come. Without it a symbol that brought none may bring it
+                late, so that what is resampled from it is known only up to the bar before.
+        """
         touched = self._offer(piece.bars, counts)
         if not touched:
             return False
@@ -335,10 +376,12 @@ class LiveCerebro(bt.Cerebro):
         self._slice_time = slice_time
         self._dtmaster = master.num2date(slice_time)
         self._udtmaster = num2date(slice_time)
+        known: Any = master if is_whole else KnownTime(master, slice_time)
+        known_time = self._udtmaster if is_whole else num2date(known.datetime[0])
         for index, data in enumerate(datas):
             if not results[index]:
-                data.market_time = self._udtmaster
-                data._check(forcedata=master)
+                data.market_time = known_time
+                data._check(forcedata=known)
                 if data.next(datamaster=master, ticks=False):
                     times[index] = data.datetime[0]
         for data, mover, at in zip(datas, movers, times, strict=True):
@@ -379,7 +422,7 @@ class LiveCerebro(bt.Cerebro):
 
     def _warm(self, piece: Slice, runstrats: list[Any], counts: Counter[str]) -> None:
         self._look_back.after_slice()
-        if not self._move(piece, counts):
+        if not self._move(piece, counts, is_whole=True):
             return
         stirred = self._take_stirred()
         for strat, step in zip(runstrats, self._steps, strict=True):
@@ -395,8 +438,8 @@ class LiveCerebro(bt.Cerebro):
 
     def _change_status(self, status: SourceStatus) -> None:
         if status.symbol:
-            for feed in self._feeds.get(status.symbol, ()):
-                feed.put_notification(bt.DataBase.LIVE if status.connected else bt.DataBase.DELAYED, status.detail)
+            self.market.note_silence(status.symbol, "" if status.connected else status.detail)
+            self._put_symbol_status(status.symbol, connected=status.connected, detail=status.detail)
             return
         if status.connected == self._connected:
             return
@@ -408,10 +451,34 @@ class LiveCerebro(bt.Cerebro):
         if self.on_reconnect is not None:
             self.on_reconnect()
 
-    def _notify_news(self, news: News) -> None:
-        self._notify_store("news", news)
+    def _put_symbol_status(self, symbol: str, *, connected: bool, detail: str) -> None:
+        for feed in self._feeds.get(symbol, ()):
+            feed.put_notification(bt.DataBase.LIVE if connected else bt.DataBase.DELAYED, detail)
+
+    def _change_trading(self, status: TradingStatus) -> None:
+        if status.symbol not in self._feeds:
+            return
+        halted = self.market.note_trading(status)
+        if halted:
+            self.completeness.note_halt(status.symbol, status.ts_event_ns)
+            self._put_symbol_status(status.symbol, connected=False, detail=f"halted: {status.describe()}")
+        elif halted is False:
+            self._end_halt(status.symbol, status.ts_event_ns, status.describe())
+        self._notify("trading_status", status)
+
+    def _end_halt(self, symbol: str, at_ns: int, why: str) -> None:
+        self.completeness.note_resumption(symbol, at_ns)
+        self._put_symbol_status(symbol, connected=True, detail=f"traded again: {why}")
+
+    def _notify(self, message: str, value: object) -> None:
+        self._notify_store(message, value)
         for strat in self.runningstrats:
-            strat.notify_store("news", news)
+            strat.notify_store(message, value)
+
+    def describe_data(self) -> DataHealth:
+        """Return how the market data stand; the first call loads the calendar, see `MarketHours.is_loaded`."""
+        market_ns = max((feed.last_end_ns for feeds in self._feeds.values() for feed in feeds), default=0)
+        return self.market.describe(self.completeness, connected=self._connected, market_ns=market_ns)
 
     @staticmethod
     def _raise_failure(event: SourceFailed) -> None:

@@ -13,6 +13,20 @@ from dry_work.market.messages import Slice
 from dry_work.settings import RunSettings
 
 
+def overhear_orders(broker: Any, hear: Callable[[Any], None]) -> None:
+    """Call `hear` with each notification of an order on its way to the strategy; several may listen."""
+    # Notifications have one way only; an analyzer would be seen by the strategy.
+    get_notification = broker.get_notification
+
+    def get_overheard() -> Any:
+        order = get_notification()
+        if order is not None:
+            hear(order)
+        return order
+
+    broker.get_notification = get_overheard
+
+
 class RunPlace(msgspec.Struct, frozen=True, kw_only=True):
     """A run that is about to begin."""
 

@@ -15,6 +15,7 @@ import msgspec
 
 from dry_work.broker.tickets import symbol_of
 from dry_work.clock import Clock
+from dry_work.engine.observer import overhear_orders
 
 SNAPSHOT_S = 0.25  # at least, between two snapshots
 EVENTS_KEPT = 6
@@ -103,16 +104,7 @@ class ProgressWatch:
         """Follow a Cerebro that is not running yet: one feed for each symbol, whose bars and statuses are shown."""
         self._cerebro, self._broker, self._feeds = cerebro, broker, feeds
         cerebro.adddatacb(self._note_status)
-        # The broker's notifications have one way only, to the strategy; an analyzer would be seen by it.
-        get_notification = broker.get_notification
-
-        def get_noted_notification() -> Any:
-            order = get_notification()
-            if order is not None:
-                self._note_order(order)
-            return order
-
-        broker.get_notification = get_noted_notification
+        overhear_orders(broker, self._note_order)
 
     def note_slice(self, end_ns: int) -> None:
         """Take note of a slice that was delivered."""

@@ -25,13 +25,12 @@ from dry_work.engine.agents import Agent, load_agent
 from dry_work.engine.divergence import Setting, explain_divergence
 from dry_work.engine.flight_session import RAISED, collect_sources, describe_error
 from dry_work.engine.live import LiveCerebro
+from dry_work.engine.market_feeds import add_market_feeds
 from dry_work.engine.moment import Moment, describe_moment
 from dry_work.engine.replay_broker import ReplayBroker
 from dry_work.engine.replay_flight import DivergedError, Divergence, ReplayFlight, ReplaySource
-from dry_work.engine.strategy_state import StrategyKeeper
+from dry_work.engine.strategy_state import StrategyKeeper, keeps_by_slice
 from dry_work.errors import ConfigError, DataFileError, DryWorkError, StrategyError
-from dry_work.feeds.base import resampling
-from dry_work.feeds.pubsub import PubSubMarketDataFeed
 from dry_work.market.messages import Slice
 from dry_work.recording.flight_frames import FinishRecord, SessionFacts
 from dry_work.recording.flight_log import FlightReader, Turn
@@ -132,33 +131,20 @@ class ReplayRun:
             flight=flight,
             tz=settings.tz,
         )
-        self._add_feeds()
+        add_market_feeds(self.cerebro, ReplaySource(flight), settings)
         self.cerebro.setbroker(self.broker)
         self.cerebro.addstrategy(agent.strategy, **agent.params)
         self._kept = StrategyKeeper(
-            folder / "strategy.json", agent=agent.strategy.__qualname__, clock=clock, flight=flight
+            folder / "strategy.json",
+            agent=agent.strategy.__qualname__,
+            clock=clock,
+            flight=flight,
+            by_slice=keeps_by_slice(lockstep=lockstep, mode=facts.mode, agent_id=facts.agent_id),
         )
         self._kept.follow(self.broker, agent.strategy)
         self.cerebro.on_ready = self._make_ready
+        self.cerebro.on_decided = lambda piece: self._kept.note_decided(piece.number or 0, piece.end_ns)
         flight.follow(self.broker.view_books)
-
-    def _add_feeds(self) -> None:
-        settings, cerebro = self.settings, self.cerebro
-        market_feed: Any = PubSubMarketDataFeed
-        feeds = [
-            market_feed(
-                source=ReplaySource(self.flight), symbol=symbol, extra_fields=settings.extra_fields, tz=settings.tz
-            )
-            for symbol in settings.symbols
-        ]
-        for feed in feeds:
-            if settings.timeframe.text == "1m":
-                cerebro.adddata(feed, name=feed.symbol)
-            else:
-                cerebro.resampledata(feed, name=feed.symbol, **resampling(settings.timeframe))
-        for frame in settings.resample:
-            for feed in feeds:
-                cerebro.resampledata(feed, name=f"{feed.symbol}@{frame.text}", **resampling(frame))
 
     @property
     def strategy(self) -> Any:

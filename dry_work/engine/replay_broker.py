@@ -148,5 +148,8 @@ class ReplayBroker(AlpacaPaperTradingBroker):
     def _open_brake_api(self) -> Any:
         return NoVenue()
 
+    def _start_pruning(self, journal: Journal, days: float) -> None:
+        """The journal of a replay is thrown away."""
+
     def _start_brake(self, risk: RiskDesk, now_ns: int) -> None:
         """Changes of the risk state are recorded."""

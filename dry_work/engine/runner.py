@@ -3,72 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
 import textwrap
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-import structlog
+from typing import Any
 
 from dry_work.alpaca.assets import check_symbols
 from dry_work.alpaca.simulated import ExchangeControl, is_alpaca
-from dry_work.alpaca.venue_api import VenueApi
 from dry_work.alpaca.venues import open_venue
-from dry_work.backoff import Backoff
 from dry_work.broker.journal import Journal, describe_record
 from dry_work.broker.paper import AlpacaPaperTradingBroker
 from dry_work.clock import Clock, SystemClock
 from dry_work.engine.agents import Agent, derive_session, load_agent
 from dry_work.engine.flight_session import RunFlight
 from dry_work.engine.live import LiveCerebro
+from dry_work.engine.local_run import start_local
 from dry_work.engine.lookback import LookBack
+from dry_work.engine.market_feeds import add_market_feeds
 from dry_work.engine.observer import RunObserver, RunPlace
 from dry_work.engine.progress import Progress, ProgressWatch
-from dry_work.engine.result import RunResult, build_curve, days_a_year, measure_equity
+from dry_work.engine.result import RunResult
+from dry_work.engine.run_market import (
+    ExchangeSeat,
+    ResumedSource,
+    build_reader,
+    describe_data,
+    fetch_warmup,
+    fill_from_history,
+)
+from dry_work.engine.run_outcome import EquityRecord, build_result, describe_finish
 from dry_work.engine.state import AgentState, name_agent
-from dry_work.engine.strategy_state import StrategyKeeper
+from dry_work.engine.strategy_state import StrategyKeeper, keeps_by_slice
 from dry_work.engine.thread_watch import ThreadWatch
-from dry_work.errors import BrokerUnavailableError, ConfigError, DryWorkError, StrategyError
-from dry_work.feeds.base import resampling
+from dry_work.errors import ConfigError, DryWorkError, StrategyError
 from dry_work.feeds.choice import build_source
-from dry_work.feeds.filling import FillingSource
-from dry_work.feeds.pubsub import PubSubMarketDataFeed
 from dry_work.feeds.recorded import Recording
-from dry_work.feeds.source import ReaderSettings
 from dry_work.market.completeness import MarketHours
 from dry_work.market.messages import Slice
 from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.ports import MarketSource
-from dry_work.recording.flight_frames import FinishRecord
 from dry_work.recording.recorder import SYMBOLS_FACT, Recorder
 from dry_work.settings import Credentials, RunSettings
 from dry_work.wakeup import Wakeup
 
-if TYPE_CHECKING:
-    from dry_work.alpaca.history import BarHistory
-
-_log = structlog.get_logger(__name__)
-
 # After the word to stop, user code that is still running gets so long before it is interrupted.
 STOP_GRACE_S = 3.0
-# How long the bars of one time wait for those that are missing.
-GRACE_S = 5.0
-LOCK_STEP_GRACE_S = 300.0
 # The recordings of a run must not fill the disk that its orders journal needs.
 RECORDINGS_BYTES = 1024 * 1024 * 1024
-_REGISTER_ATTEMPTS = 10
 EXIT_RISK = 3  # exit code of a run that a risk limit has ended
-# What the market data went through, by the source's counters.
-_TOLD = (
-    "reconnects", "recreated_subscriptions", "publisher_restarts", "stale_symbols", "filled_bars", "fill_failures",
-)  # fmt: skip
-
 Tell = Callable[[str], None]
 
 
@@ -112,8 +98,7 @@ class Runner:
         self.recording: Recording | None = None  # what a local run plays, for its report
         self._kept: StrategyKeeper | None = None
         self._flight = RunFlight(None, self._clock)
-        self._equity_ends = array("q")  # of each slice; with the values 16 bytes a slice
-        self._equity_values = array("d")
+        self._equity = EquityRecord()
         self._next_line = 0.0
         self._threads = ThreadWatch(())
         self._lockstep = False
@@ -164,7 +149,11 @@ class Runner:
             state = AgentState(settings)
             state.acquire()
             stack.callback(state.release)
-            settings, fingerprint, notes = self._start_local(stack, settings)
+            fingerprint, notes = "", list[str]()
+            if settings.mode == "local":
+                local = start_local(stack, settings, tell=self._tell, on_failure=self._fail)
+                settings, notes, self.recording = local.settings, local.notes, local.recording
+                fingerprint = local.recording.fingerprint
             if settings.credentials is None:
                 raise ConfigError("no Alpaca credentials: set ALPACA_API_KEY and ALPACA_SECRET_KEY, or give --local")
             keys = settings.credentials
@@ -197,6 +186,8 @@ class Runner:
             if session is not None and not fingerprint:
                 fingerprint = session.fingerprint
             hours = MarketHours()
+            if is_alpaca(settings.alpaca_url):
+                hours.load()  # not at the first question, between two slices
             recorder = self._build_recorder(settings, state)
             flight = self._flight = RunFlight(recorder, self._clock)
             source = build_source(
@@ -212,18 +203,26 @@ class Runner:
                 recorder.start()
             stack.callback(source.stop)
             source.start(self._wakeup)
-            warmup = self._fetch_warmup(settings, api)
-            market: MarketSource = source
-            if not lockstep:  # where the market stands still while nobody is there, nothing is missed
-                market = FillingSource(
-                    source,
-                    symbols=settings.symbols,
-                    fetch=lambda symbols, start_ns, end_ns: open_history(settings, api).bars_between(
-                        symbols, start_ns, end_ns
-                    ),
-                    since_ns=warmup[-1].end_ns if warmup else 0,
-                    hours=hours,
-                )
+            seat: ExchangeSeat | None = None
+            if control is not None and session is not None:
+                seat = ExchangeSeat(control, state.agent_id, settings.symbols)
+            by_slice = keeps_by_slice(lockstep=lockstep, mode=settings.mode, agent_id=settings.agent_id)
+            place = seat.find() if seat is not None and by_slice else None
+            warmup = fetch_warmup(settings, api, place)
+            if settings.warmup > 0:
+                self._tell(f"warm-up: {sum(len(piece.bars) for piece in warmup):,} bars of history")
+            kept = self._kept = StrategyKeeper(
+                state.strategy_path,
+                agent=agent.strategy.__qualname__,
+                clock=flight.clock,
+                flight=flight.flight,
+                by_slice=by_slice,
+            )
+            market: MarketSource
+            if lockstep:  # where the market stands still while nobody is there, nothing is missed
+                market = ResumedSource(source, kept.is_decided)
+            else:
+                market = fill_from_history(source, settings, api, warmup, hours)
             journal = Journal(state.journal_path)
             stack.callback(journal.close)
             self._tell_risk(journal)
@@ -241,17 +240,14 @@ class Runner:
             cerebro = self._build_cerebro(settings, agent, warmup, market, broker, state, lockstep)
             if self._observer is not None:
                 stack.callback(self._observer.finish)
-            register: Callable[[], object] | None = None
-            if control is not None and session is not None:
-                stack.callback(self._unregister, control, state.agent_id)
-                register = partial(control.register, state.agent_id, settings.symbols)
+            if seat is not None:
+                stack.callback(seat.leave)
                 # What an outage of Pub/Sub swallowed, the simulated exchange sends again.
-                cerebro.on_reconnect = lambda: self._register_again(control, state.agent_id, settings.symbols)
-            kept = self._kept = StrategyKeeper(
-                state.strategy_path, agent=agent.strategy.__qualname__, clock=flight.clock, flight=flight.flight
-            )
+                cerebro.on_reconnect = partial(seat.take_again, lambda: self._stop_code is not None)
             kept.follow(broker, agent.strategy)
-            cerebro.on_ready = partial(self._make_ready, cerebro, kept, register)
+            kept.take_up(place.number if place is not None and place.owes else 0, 0 if place is None else place.end_ns)
+            cerebro.on_decided = lambda piece: kept.note_decided(piece.number or 0, piece.end_ns)
+            cerebro.on_ready = partial(self._make_ready, cerebro, kept, None if seat is None else seat.take)
             kept_flight = flight.recorded(
                 settings,
                 agent,
@@ -261,59 +257,31 @@ class Runner:
                 fingerprint=fingerprint,
                 lockstep=lockstep,
                 rules=None if session is None else session.rules,
-                finish=lambda: self._describe_end(cerebro, broker),
+                finish=lambda: describe_finish(
+                    cerebro,
+                    broker,
+                    stopped_by_limit=self.stopped_by_limit,
+                    is_stopped=self._stop_code is not None,
+                ),
             )
             with kept_flight, _stopping_feeds(cerebro):
                 self._run_cerebro(cerebro, kept)
             seconds = time.monotonic() - begun
             if recorder is not None:
                 notes = [*notes, *recorder.describe_trouble()]
-            return self._build_result(agent, cerebro, broker, market, notes, fingerprint, seconds)
+            return build_result(
+                self._settings,
+                agent,
+                cerebro,
+                broker,
+                counters=market.counters(),
+                equity=self._equity,
+                notes=notes,
+                fingerprint=fingerprint,
+                seconds=seconds,
+            )
 
     # Building
-
-    def _start_local(self, stack: contextlib.ExitStack, settings: RunSettings) -> tuple[RunSettings, str, list[str]]:
-        if settings.mode != "local":
-            return settings, "", []
-        import msgspec
-
-        from dry_work.embedded.links import PROJECT
-        from dry_work.embedded.stack import CREDENTIALS, LocalStack
-        from dry_work.exchange.synthetic import synthetic_day
-        from dry_work.feeds.recorded import read_bars
-
-        if settings.data:
-            recording = read_bars(settings.data, settings.symbols)
-            what = (
-                f"recordings: {sum(map(recording.count, recording.symbols)):,} bars of {len(recording.symbols)} symbols"
-            )
-        else:
-            recording = synthetic_day(settings.symbols)
-            what = f"a synthetic day of {len(recording.symbols)} symbols (made-up prices; --data PATH plays recordings)"
-        self.recording = recording
-        self._tell(f"data: {what}")
-        notes = recording.describe_repairs()
-        for note in notes:
-            self._tell(f"data: {note}")
-        local = LocalStack(
-            recording, speed=settings.speed, cash=settings.cash, feed=settings.feed.name, on_failure=self._fail
-        )
-        local.start()
-        stack.callback(local.stop)
-        self._tell(
-            f"stack: exchange {local.exchange.url}, {local.link.describe()}; "
-            + ("lock-step" if settings.speed is None else f"{settings.speed:g} data seconds a second")
-        )
-        local_settings = msgspec.structs.replace(
-            settings,
-            credentials=CREDENTIALS,
-            project=PROJECT,
-            feed=local.link.feed,
-            pubsub_endpoint=local.link.pubsub_target,
-            alpaca_url=local.exchange.url,
-            data_url=local.exchange.url,
-        )
-        return local_settings, recording.fingerprint, notes
 
     def _build_recorder(self, settings: RunSettings, state: AgentState) -> Recorder | None:
         if state.recordings_path is None:
@@ -356,6 +324,7 @@ class Runner:
             risk=settings.risk,
             mode=settings.mode,
             flight=self._flight.flight,
+            journal_days=settings.journal_days,
         )
         return built
 
@@ -392,32 +361,14 @@ class Runner:
             warmup=warmup,
             lockstep=lockstep,
             forward_prenext=settings.forward_prenext,
-            beat=lambda: state.beat(self._clock),
+            beat=lambda: state.beat(self._clock, describe_data(self._cerebro, settings)),
             check=lambda: self._look_after(broker),
             on_slice=self._after_slice,
             flight=self._flight.flight,
             look_back=LookBack(settings.lookback, directory=state.path),
             tz=settings.tz,
         )
-        market_feed: Any = PubSubMarketDataFeed
-        feeds = [
-            market_feed(
-                source=source,
-                symbol=symbol,
-                project_id=settings.project,
-                extra_fields=settings.extra_fields,
-                tz=settings.tz,
-            )
-            for symbol in settings.symbols
-        ]
-        for feed in feeds:
-            if settings.timeframe.text == "1m":
-                cerebro.adddata(feed, name=feed.symbol)
-            else:
-                cerebro.resampledata(feed, name=feed.symbol, **resampling(settings.timeframe))
-        for frame in settings.resample:
-            for feed in feeds:
-                cerebro.resampledata(feed, name=f"{feed.symbol}@{frame.text}", **resampling(frame))
+        feeds = add_market_feeds(cerebro, source, settings)
         cerebro.setbroker(broker)
         cerebro.addstrategy(agent.strategy, **agent.params)
         if self._show is not None:
@@ -430,13 +381,6 @@ class Runner:
             self._observer.attach(cerebro, broker, feeds)
         self._cerebro = cerebro
         return cerebro
-
-    def _fetch_warmup(self, settings: RunSettings, api: VenueApi) -> list[Slice]:
-        if settings.warmup <= 0 or settings.credentials is None:
-            return []
-        slices = open_history(settings, api).newest_bars(settings.symbols, settings.warmup)
-        self._tell(f"warm-up: {sum(len(piece.bars) for piece in slices):,} bars of history")
-        return slices
 
     # Running
 
@@ -503,8 +447,7 @@ class Runner:
             self._kept.after_slice(broker.order_count)
         value = broker.getvalue()
         self._flight.flight.note_value(value)
-        self._equity_ends.append(piece.end_ns)
-        self._equity_values.append(value)
+        self._equity.add(piece.end_ns, value)
         if self._observer is not None:
             self._observer.note_slice(piece, value)
         if self._watch is not None:
@@ -524,121 +467,6 @@ class Runner:
             self.stopped_by_limit = describe_record(record)
             self._stop_code = EXIT_RISK
             self._cerebro.runstop()
-
-    def _register_again(self, control: ExchangeControl, agent_id: str, symbols: tuple[str, ...]) -> None:
-        backoff = Backoff(random.Random(), initial_s=0.2, cap_s=2.0)
-        for _ in range(_REGISTER_ATTEMPTS):
-            try:
-                control.register(agent_id, symbols, resume=True)
-            except BrokerUnavailableError as error:
-                _log.warning("the exchange is not reached", error=str(error))
-                if self._stop_code is not None:
-                    return
-                time.sleep(backoff.next_wait_s(time.monotonic()))
-            else:
-                return
-
-    @staticmethod
-    def _unregister(control: ExchangeControl, agent_id: str) -> None:
-        # The exchange may be gone already, which is why the run ends.
-        with contextlib.suppress(DryWorkError):
-            control.unregister(agent_id)
-
-    # The result
-
-    def _describe_end(self, cerebro: LiveCerebro, broker: AlpacaPaperTradingBroker) -> FinishRecord:
-        orders, fills = broker.results()
-        reason = "limit" if self.stopped_by_limit else "stopped" if self._stop_code is not None else "done"
-        return FinishRecord(
-            reason=reason,
-            detail=self.stopped_by_limit,
-            orders=len(orders),
-            fills=len(fills),
-            start_value=broker.startingvalue,
-            end_value=broker.getvalue(),
-            bars=sum(cerebro.bars.values()),
-        )
-
-    def _build_result(
-        self,
-        agent: Agent,
-        cerebro: LiveCerebro,
-        broker: AlpacaPaperTradingBroker,
-        source: MarketSource,
-        notes: list[str],
-        fingerprint: str,
-        seconds: float,
-    ) -> RunResult:
-        settings = self._settings
-        orders, fills = broker.results()
-        curve = build_curve(list(zip(self._equity_ends, self._equity_values, strict=True)))
-        counters = source.counters()
-        counted = {
-            name: count for name, count in counters.items() if count and (name.startswith("dropped") or name in _TOLD)
-        }
-        if cerebro.late_bars:
-            counted["late behind their symbol"] = cerebro.late_bars
-        dropped = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(counted.items())]
-        dropped += [f"{count} {name}" for name, count in sorted(broker.counters.items()) if "by the risk limit" in name]
-        # What a recording has is told when it is read.
-        completeness = (
-            {} if settings.mode == "local" else {each: cerebro.completeness.of(each) for each in settings.symbols}
-        )
-        positions = {
-            feed: size for feed, size in ((s, broker.position_of(s)) for s in settings.symbols) if abs(size) > 1e-12
-        }
-        return RunResult(
-            mode=settings.mode,
-            engine="live",
-            agent=agent.spec,
-            params=agent.all_params,
-            symbols=settings.symbols,
-            bars={symbol: cerebro.bars[symbol] for symbol in settings.symbols},
-            orders=orders,
-            fills=fills,
-            positions=positions,
-            equity=measure_equity(broker.startingvalue, curve, days_in_year=days_a_year(settings.symbols)),
-            curve=curve,
-            fingerprint=fingerprint,
-            seconds=seconds,
-            notes=[*notes, *dropped],
-            completeness=completeness,
-        )
-
-
-def build_reader(settings: RunSettings, hours: MarketHours, *, lockstep: bool) -> ReaderSettings:
-    """Return how a run reads its market data.
-
-    In lock-step the market waits, so a slice is never released by time. The hours are those of real time, which a
-    simulated exchange does not keep: beside one no symbol is stale.
-    """
-    if lockstep or not is_alpaca(settings.alpaca_url):
-        return ReaderSettings(watermarks=True if lockstep else None, grace_s=LOCK_STEP_GRACE_S if lockstep else GRACE_S)
-    return ReaderSettings(
-        grace_s=GRACE_S,
-        stale_s=settings.stale_s,
-        is_open=hours.is_open,
-        stops_when_stale=settings.stops_when_stale,
-    )
-
-
-def open_history(settings: RunSettings, api: VenueApi) -> BarHistory:
-    """Return the history of the venue's market-data API.
-
-    Raises:
-        ConfigError: without credentials.
-    """
-    from dry_work.alpaca.history import BarHistory
-
-    if settings.credentials is None:
-        raise ConfigError("there is no history without credentials")
-    return BarHistory(
-        settings.credentials,
-        api=api,
-        data_url=settings.data_url,
-        is_broker=bool(settings.account_id),
-        timeout_s=settings.request_timeout_s,
-    )
 
 
 @contextlib.contextmanager

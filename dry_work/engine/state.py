@@ -9,10 +9,14 @@ import secrets
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError
 from dry_work.feeds.lease import AgentLease
+from dry_work.market.market_state import DataHealth
 from dry_work.settings import POD_STATE_DIR, RunSettings
 
 HEARTBEAT = "heartbeat"
@@ -88,11 +92,14 @@ class AgentState:
             for name in (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm", HEARTBEAT, STRATEGY):
                 (self.path / name).unlink(missing_ok=True)
 
-    def beat(self, clock: Clock) -> None:
-        """Write the heartbeat: the time of writing and the process."""
+    def beat(self, clock: Clock, data: DataHealth | None = None) -> None:
+        """Write the heartbeat: the time of writing, the process, and how its market data stand."""
         path = self.path / HEARTBEAT
         fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps({"time_ns": clock.time_ns(), "pid": os.getpid()}) + "\n")
+        content: dict[str, Any] = {"time_ns": clock.time_ns(), "pid": os.getpid()}
+        if data is not None:
+            content["data"] = msgspec.to_builtins(data)
+        fresh.write_text(json.dumps(content) + "\n")
         fresh.replace(path)
 
     def release(self) -> None:

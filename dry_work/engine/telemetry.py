@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import backtrader as bt
+import msgspec
 import structlog
 
 from dry_work.broker.account_watch import STORE_MESSAGE as RECONCILIATION
@@ -22,22 +23,29 @@ from dry_work.broker.outcomes import OrderRefused, OrderTaken, Outcome
 from dry_work.broker.risk_desk import STORE_MESSAGE as RISK
 from dry_work.broker.tickets import symbol_of
 from dry_work.clock import SECOND_NS, Clock, SystemClock
-from dry_work.engine.observer import RunObserver, RunPlace
+from dry_work.engine.observer import RunPlace, overhear_orders
+from dry_work.engine.order_lines import OrderLines
+from dry_work.engine.run_market import describe_data
 from dry_work.engine.telemetry_metrics import STAGES, RunCounts, build_run_metrics
-from dry_work.errors import ConfigError
-from dry_work.market.calendar import SessionCalendar
+from dry_work.errors import ConfigError, RiskRefusedError
+from dry_work.market.calendar import shared_calendar
+from dry_work.market.market_state import DataHealth
 from dry_work.market.messages import Slice
 from dry_work.market.symbols import is_crypto
 from dry_work.observability.alerts import Alert, AlertSender
 from dry_work.observability.heartbeat import Heartbeat
 from dry_work.observability.metrics import Histogram, encode_metrics
 from dry_work.observability.metrics_server import MetricsServer
+from dry_work.observability.order_trails import OrderTrails, SliceTimes, measure_slice, trace_slice
 from dry_work.observability.settings import WatchSettings
+from dry_work.observability.tracing import is_tracing, start_tracing
 from dry_work.orders.risk import RiskState
 
 LOOK_S = 1.0  # between two looks at what is not free to read
+DATA_LOOK_S = 5.0  # between two at all symbols' bars
 HANGS_S = 60.0  # without a turn of the loop, which comes every 15 s at least
-_WAITING_FILLS = 10_000
+_FILLED = (bt.Order.Partial, bt.Order.Completed)
+_TAKEN = (bt.Order.Accepted, *_FILLED)
 SILENT_SYMBOL = "no bar for"  # how a source's word that a symbol is stale begins
 # From a millisecond to some minutes.
 BOUNDS_S = (
@@ -103,7 +111,7 @@ class RunTelemetry:
         self._broker: Any = None
         self._feeds: Sequence[Any] = ()
         self._source: Any = None
-        self._calendar = SessionCalendar()
+        self._calendar = shared_calendar()
         self._begun_s = self._turn_s = self._slice_s = self._clock.monotonic()
         self._next_look_s = 0.0
         self._is_ready = self._is_over = False
@@ -113,12 +121,15 @@ class RunTelemetry:
         self._states: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()  # of its own parts
         self._source_counts: Mapping[str, int] = {}
+        self._data: DataHealth | None = None
+        self._next_data_s = 0.0
         self._connected = True
         self._lost_s = 0.0
         self._is_lost_told = self._is_stale = False
-        self._sent_ms: dict[str, dict[str, float]] = {}  # of orders that have not ended, for the log
+        self._trails = OrderTrails()
+        self._lines = OrderLines(self._trails, agent=self._agent_id, has_lines=settings.has_lines)
         self.describe_end: Callable[[], str] = lambda: ""  # says why a run ended that did not fail
-        self._taken_s: dict[str, float] = {}  # when the venue's answer came, until the first fill
+        self._stop_tracing: Callable[[], None] = lambda: None
 
     # The runner
 
@@ -160,15 +171,7 @@ class RunTelemetry:
         self._cerebro, self._broker, self._feeds = cerebro, broker, feeds
         self._source = feeds[0].p.source if feeds else None
         cerebro.adddatacb(self._note_status)
-        get_notification = broker.get_notification
-
-        def get_noted_notification() -> Any:
-            order = get_notification()
-            if order is not None:
-                self._note_order(order)
-            return order
-
-        broker.get_notification = get_noted_notification
+        overhear_orders(broker, self._note_order)
 
     @_safe
     def note_ready(self, strategies: Iterable[Any]) -> None:
@@ -182,13 +185,20 @@ class RunTelemetry:
         """Take note of a slice that was delivered."""
         now_ns = time.time_ns()
         began_ns = self._cerebro.step_began_ns
-        stages = self._stages
-        stages["next"].observe(max(0, now_ns - began_ns) / SECOND_NS)
-        received_ns = max((bar.ts_recv_ns for bar in piece.bars), default=0)
-        if received_ns:
-            stages["barrier"].observe(max(0, began_ns - received_ns) / SECOND_NS)
-            if self._place is not None and not self._place.own_time:
-                stages["arrival"].observe(max(0, received_ns - piece.end_ns) / SECOND_NS)
+        times = SliceTimes(
+            end_ns=piece.end_ns,
+            number=piece.number,
+            hub_ns=max((bar.ts_hub_ns for bar in piece.bars), default=0),
+            received_ns=max((bar.ts_recv_ns for bar in piece.bars), default=0),
+            began_ns=began_ns,
+            done_ns=now_ns,
+        )
+        for stage, seconds in measure_slice(times, own_time=self._has_own_time).items():
+            self._stages[stage].observe(seconds)
+        if is_tracing():
+            link = trace_slice(times, agent=self._agent_id(), bars=len(piece.bars), slice_end_ns=piece.end_ns)
+            times = msgspec.structs.replace(times, link=link)
+        self._trails.note_slice(times)
         self._market_ns = piece.end_ns
         self._equity = value
         if self._settings.has_lines:
@@ -198,11 +208,13 @@ class RunTelemetry:
                 end_ns=piece.end_ns,
                 number=piece.number,
                 bars=len(piece.bars),
-                received_ns=received_ns,
+                hub_ns=times.hub_ns,
+                received_ns=times.received_ns,
                 began_ns=began_ns,
                 done_ns=now_ns,
                 orders=self._broker.order_count,
                 equity=value,
+                **(times.link.fields if times.link is not None else {}),
             )
         self._slice_s = self._clock.monotonic()
         if self._is_stale:
@@ -213,11 +225,15 @@ class RunTelemetry:
     def look(self) -> None:
         """Look for what nobody tells, unless that was just done."""
         now_s = self._turn_s = self._clock.monotonic()
+        self._lines.write(now_s, own_time=self._has_own_time, gate=self._broker.risk is not None)
         if now_s < self._next_look_s:
             return
         self._next_look_s = now_s + LOOK_S
         if self._source is not None and self._server is not None:
             self._source_counts = self._source.counters()
+            if self._place is not None and now_s >= self._next_data_s:
+                self._next_data_s = now_s + DATA_LOOK_S
+                self._data = describe_data(self._cerebro, self._place.settings)
         if not self._connected and not self._is_lost_told and now_s - self._lost_s >= self._settings.lost_s:
             self._is_lost_told = True
             self._alert("stream_lost", f"no market data connection for {self._settings.lost_s:g} s")
@@ -227,12 +243,15 @@ class RunTelemetry:
 
     def finish(self) -> None:
         """Take note of the end."""
+        self._lines.write(None, own_time=self._has_own_time, gate=self._broker is not None and bool(self._broker.risk))
         self._is_over = True
         self._is_ready = False
 
     # Who made it
 
     def __enter__(self) -> Self:
+        if self._settings.tracing is not None:
+            self._stop_tracing = start_tracing(self._settings.tracing)
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -253,6 +272,7 @@ class RunTelemetry:
             self._server.close()
         if self._sender is not None:
             self._sender.close()
+        self._stop_tracing()
 
     # What happens
 
@@ -279,34 +299,30 @@ class RunTelemetry:
     def _note_order(self, order: Any) -> None:
         name = order.getstatusname().lower()
         self._states[name] += 1
-        if self._settings.has_lines and not order.alive():
-            self._write_order(order, name)
+        is_over = not order.alive()
+        identity = str(order.info.get(ID_FACT, ""))
+        ended = self._trails.note_told(
+            identity,
+            now_ns=time.time_ns(),
+            is_accepted=order.status in _TAKEN,
+            is_filled=order.status in _FILLED,
+            is_over=is_over,
+        )
+        for stage in ended:
+            self._stages[stage].observe(self._trails.find(identity).measure(stage) or 0.0)
+        if is_over and (self._settings.has_lines or is_tracing()):
+            self._lines.add(order, name, identity, slice_end_ns=self._market_ns)
+        elif is_over:
+            self._trails.drop(identity)
         if order.status in (bt.Order.Rejected, bt.Order.Margin):
             symbol = symbol_of(order.data)
             reason = order.info.get("reject_reason") or name
             what = f"{order.ordtypename().lower()} {abs(order.created.size):g} {symbol}"
             self._alert("order_rejected", f"{what}: {reason}", symbol)
-        if self._taken_s and (order.executed.size or not order.alive()):
-            taken_s = self._taken_s.pop(str(order.info.get(ID_FACT, "")), None)
-            if taken_s is not None and order.executed.size:
-                self._stages["fill"].observe(max(0.0, time.monotonic() - taken_s))
 
-    def _write_order(self, order: Any, status: str) -> None:
-        _log.info(
-            "order",
-            agent=self._agent_id(),
-            client_order_id=str(order.info.get(ID_FACT, "")),
-            symbol=symbol_of(order.data),
-            side=order.ordtypename().lower(),
-            type=order.ExecTypes[order.exectype].lower(),
-            size=abs(order.created.size),
-            status=status,
-            reason=str(order.info.get("reject_reason", "")),
-            filled=abs(order.executed.size),
-            price=order.executed.price,
-            slice_end_ns=self._market_ns,
-            **self._sent_ms.pop(str(order.info.get(ID_FACT, "")), {}),
-        )
+    @property
+    def _has_own_time(self) -> bool:
+        return self._place is None or self._place.own_time
 
     def _agent_id(self) -> str:
         return self._place.agent_id if self._place is not None else ""
@@ -316,18 +332,15 @@ class RunTelemetry:
         # The order worker's thread: dictionaries and histograms of its own stages are written by it alone.
         self._stages["queue"].observe(max(0.0, begun_s - since_s))
         self._stages["request"].observe(max(0.0, done_s - begun_s))
-        if self._settings.has_lines:
-            if len(self._sent_ms) >= _WAITING_FILLS:
-                self._sent_ms.clear()
-            self._sent_ms[name] = {
-                "queue_ms": round((begun_s - since_s) * 1e3, 3),
-                "request_ms": round((done_s - begun_s) * 1e3, 3),
-            }
-        if isinstance(outcome, OrderTaken):
-            if len(self._taken_s) >= _WAITING_FILLS:
-                self._taken_s.clear()
-            self._taken_s[name] = done_s
-        elif not isinstance(outcome, OrderRefused):
+        wall_ns = time.time_ns() - round(time.monotonic() * SECOND_NS)
+        self._trails.note_sent(
+            name,
+            placed_ns=wall_ns + round(since_s * SECOND_NS),
+            sent_ns=wall_ns + round(begun_s * SECOND_NS),
+            answered_ns=wall_ns + round(done_s * SECOND_NS),
+            is_passed=not isinstance(getattr(outcome, "error", None), RiskRefusedError),
+        )
+        if not isinstance(outcome, OrderTaken | OrderRefused):
             self._alert("order_rejected", f"order {name}: what became of it is not known", name)
 
     @_safe
@@ -397,6 +410,7 @@ class RunTelemetry:
             stages={name: histogram.read() for name, histogram in self._stages.items()},
             slices=cerebro.slices if cerebro is not None else 0,
             late_bars=cerebro.late_bars if cerebro is not None else 0,
+            data=self._data or DataHealth(),
             source=self._source_counts,
             order_states=dict(self._states),
             orders=broker.order_count if broker is not None else 0,
@@ -417,60 +431,6 @@ class RunTelemetry:
                 {"sent": self._heartbeat.sent, "failed": self._heartbeat.failed} if self._heartbeat is not None else {}
             ),
         )
-
-
-class Observers:
-    """Several observers as one. One that raises in `open` ends the run; the others are told all the same.
-
-    Args:
-        observers: in the order in which they are told.
-    """
-
-    def __init__(self, observers: Sequence[RunObserver]) -> None:
-        self._observers = tuple(observers)
-
-    def open(self, place: RunPlace) -> None:
-        """Begin; may raise ConfigError."""
-        for observer in self._observers:
-            observer.open(place)
-
-    def tell(self, line: str) -> None:
-        """Take a line for people, also before `open`."""
-        for observer in self._observers:
-            observer.tell(line)
-
-    def attach(self, cerebro: Any, broker: Any, feeds: Sequence[Any]) -> None:
-        """Take note of a Cerebro that is not running yet."""
-        for observer in self._observers:
-            observer.attach(cerebro, broker, feeds)
-
-    def note_ready(self, strategies: Iterable[Any]) -> None:
-        """Take note of the strategies."""
-        told = list(strategies)
-        for observer in self._observers:
-            observer.note_ready(told)
-
-    def note_slice(self, piece: Slice, value: float) -> None:
-        """Take note of a slice that was delivered."""
-        for observer in self._observers:
-            observer.note_slice(piece, value)
-
-    def look(self) -> None:
-        """Called at every turn of the loop."""
-        for observer in self._observers:
-            observer.look()
-
-    def finish(self) -> None:
-        """Take note of the end."""
-        for observer in self._observers:
-            observer.finish()
-
-
-def join_observers(observer: RunObserver | None, telemetry: RunTelemetry | None) -> RunObserver | None:
-    """Return what stands for both, None when there is none."""
-    if observer is None or telemetry is None:
-        return observer or telemetry
-    return Observers((observer, telemetry))
 
 
 def _measure_limits(risk: Any, equity: float) -> dict[str, float]:

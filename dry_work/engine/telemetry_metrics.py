@@ -6,17 +6,22 @@ from collections.abc import Mapping
 
 import msgspec
 
+from dry_work.market.completeness import Completeness
+from dry_work.market.market_state import DataHealth
 from dry_work.observability.metrics import COUNTER, GAUGE, HISTOGRAM, HistogramCounts, Metric
 from dry_work.orders.risk import RiskState
 
 # In the order in which a bar and its order go through them.
 STAGES = {
     "arrival": "from a slice's end until its last bar is here: venue, hub and transport",
+    "venue": "the first part of it: until the hub has that bar",
+    "transport": "the second: from the hub until it is here",
     "barrier": "until the engine takes the slice",
     "next": "until the strategies have returned",
     "queue": "from the strategy's order until the worker has it",
     "request": "until the venue has answered",
-    "fill": "until the strategy hears of the first fill",
+    "acknowledgement": "from there until the strategy hears that the order is accepted",
+    "fill": "from there until the strategy hears of the first fill",
 }
 _PREFIX = "dry_work_"
 
@@ -34,6 +39,7 @@ class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
     stages: Mapping[str, HistogramCounts] = {}
     slices: int = 0
     late_bars: int = 0
+    data: DataHealth = DataHealth()
     source: Mapping[str, int] = {}  # the market source's counters
     order_states: Mapping[str, int] = {}  # notifications by status
     orders: int = 0
@@ -79,6 +85,7 @@ def build_run_metrics(counts: RunCounts) -> list[Metric]:
         stages,
         counter("slices_total", "Slices delivered to the strategies.", counts.slices),
         counter("late_bars_total", "Bars left out behind their symbol's last one.", counts.late_bars),
+        *_build_data_metrics(counts.data),
         by("feed_events_total", COUNTER, "What the market data went through.", "event", counts.source),
         by("order_notifications_total", COUNTER, "Notifications of orders.", "status", counts.order_states),
         counter("orders_total", "Orders of the run.", counts.orders),
@@ -92,4 +99,29 @@ def build_run_metrics(counts: RunCounts) -> list[Metric]:
         gauge("journal_bytes", "Size of the orders journal.", counts.journal_bytes),
         by("alerts_total", COUNTER, "Alerts by what became of them.", "result", counts.alerts),
         by("heartbeats_total", COUNTER, "Heartbeats by what became of them.", "result", counts.heartbeats),
+    ]
+
+
+def _build_data_metrics(data: DataHealth) -> list[Metric]:
+    """Return how complete the bars are, and which symbols have none."""
+    bars = Metric(f"{_PREFIX}bars", GAUGE, "Bars from the first slice on, by what became of them.")
+    for name in Completeness.__struct_fields__:
+        bars.add(getattr(data.bars, name), arrival=name)
+    worst = Metric(
+        f"{_PREFIX}symbol_complete_ratio", GAUGE, "Part of the expected bars that is there, of symbols that lack some."
+    )
+    for each in data.symbols:
+        worst.add(each.bars.share, symbol=each.symbol)
+    return [
+        bars,
+        Metric(f"{_PREFIX}complete_ratio", GAUGE, "Part of the expected bars of all symbols that is there.").add(
+            data.bars.share
+        ),
+        worst,
+        Metric(f"{_PREFIX}silent_symbols", GAUGE, "Symbols without a bar while their market is open.").add(
+            len(data.silent)
+        ),
+        Metric(f"{_PREFIX}exchange_halted_symbols", GAUGE, "Symbols that the exchange has halted.").add(
+            len(data.halted)
+        ),
     ]

@@ -7,12 +7,16 @@ from collections.abc import Collection, Iterable
 
 from dry_work.errors import DryWorkError
 
-# Threads that live as long as their run, by name. Those that their part starts anew by itself are not among them.
+# Threads that live as long as their run, by name. Those that their part starts anew by itself are not among them: the
+# readers of subscriptions, whose keeper looks after them.
 LASTING = frozenset(
     {
-        "order worker", "account keeper", "brake", "dry-work-subscriptions", "hub", "exchange", "embedded-pubsub",
+        "order worker", "account keeper", "brake", "trade updates", "broker trade events", "dry-work-subscriptions",
+        "hub", "exchange", "embedded-pubsub",
     }
 )  # fmt: skip
+# Readers of the hub's other interfaces; their names end with what they read.
+LASTING_PREFIXES = ("dry-work-websocket-", "dry-work-grpc-", "dry-work-nats-", "dry-work-redis-")
 LOOK_EVERY_S = 1.0
 
 
@@ -42,7 +46,9 @@ class ThreadWatch:
     def begin(self) -> None:
         """Watch the threads that are there now."""
         self._watched = [
-            thread for thread in threading.enumerate() if thread not in self._before and thread.name in self._names
+            thread
+            for thread in threading.enumerate()
+            if thread not in self._before and (thread.name in self._names or thread.name.startswith(LASTING_PREFIXES))
         ]
 
     def look(self, now_s: float) -> None:

@@ -15,13 +15,13 @@ from aiohttp import web
 from dry_work.exchange.answers import authorize, build_answer, read_object
 from dry_work.exchange.commands import Command, Leave, Register, Report, Revise
 from dry_work.exchange.credentials import Credentials
-from dry_work.exchange.market import Lockstep
+from dry_work.exchange.market import Lockstep, OpenSlice
 from dry_work.exchange.order_rules import RefusedError
 from dry_work.exchange.tables import REVISED
 from dry_work.market.messages import Bar
 from dry_work.wire.alpaca_rest import CODE_REQUEST, CODE_VALIDATION
 from dry_work.wire.alpaca_stream import encode_bar_item, encode_rest_row
-from dry_work.wire.pubsub import parse_time
+from dry_work.wire.pubsub import encode_time, parse_time
 
 _NAME_LIMIT = 128
 
@@ -32,6 +32,7 @@ class ControlApi:
     Args:
         execute: carries out a command.
         describe: returns the session as `GET /dry-work/v1/session` answers it.
+        current: returns the last slice that was opened.
         canonical_symbol: returns the symbol that a spelling names.
         assets: symbols that are traded here.
         resend: sends the open slice again to the sessions that take watermarks.
@@ -45,6 +46,7 @@ class ControlApi:
         credentials: Credentials,
         execute: Callable[[Command], Any],
         describe: Callable[[], dict[str, Any]],
+        current: Callable[[], OpenSlice | None],
         canonical_symbol: Callable[[str], str],
         assets: frozenset[str],
         resend: Callable[[], None],
@@ -53,6 +55,7 @@ class ControlApi:
         self._lockstep = lockstep
         self._credentials = credentials
         self._describe = describe
+        self._current = current
         self._canonical_symbol = canonical_symbol
         self._assets = assets
         self._execute = execute
@@ -63,6 +66,7 @@ class ControlApi:
         """Serve `/dry-work/v1/...`."""
         router.add_get("/dry-work/v1/session", self._get_session)
         router.add_post("/dry-work/v1/consumers", self._post_consumer)
+        router.add_get("/dry-work/v1/consumers/{consumer}", self._get_consumer)
         router.add_delete("/dry-work/v1/consumers/{consumer}", self._delete_consumer)
         router.add_post("/dry-work/v1/revisions", self._post_revision)
         router.add_post(r"/dry-work/v1/slices/{number:\d{1,12}}/done", self._post_done)
@@ -90,6 +94,19 @@ class ControlApi:
             self._resend()
         return build_answer(
             {"consumer": consumer, "registered": self._lockstep.registered, "expected": self._lockstep.expected}
+        )
+
+    async def _get_consumer(self, request: web.Request) -> web.Response:
+        key_id = authorize(self._credentials, request)
+        consumer = request.match_info["consumer"]
+        owes, current = self._lockstep.owes(consumer, key_id=key_id), self._current()
+        return build_answer(
+            {
+                "consumer": consumer,
+                "slice": 0 if current is None else current.number,
+                "end": None if current is None else encode_time(current.end_ns),
+                "owes": owes,
+            }
         )
 
     async def _delete_consumer(self, request: web.Request) -> web.Response:

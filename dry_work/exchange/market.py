@@ -75,9 +75,9 @@ class Lockstep:
     def register(self, consumer: str, *, key_id: str, symbols: Iterable[str], resume: bool = False) -> bool:
         """Add a consumer, which then owes the next slice; tell whether it is known and still owes the open one.
 
-        A consumer that registers again after it has reported slices was started again: it owes the next slice, not
-        the open one, which it may never see. With `resume` it is the same one, back after an outage: it still owes
-        what it owed.
+        A consumer that registers again after it has reported slices was started again and knows nothing: it owes the
+        next slice, not the open one, which it may never see. With `resume` it goes on where it was, after an outage or
+        a restart: it still owes what it owed.
         """
         known = self._consumers.get(consumer)
         if known is not None and (resume or known.reported == 0):
@@ -127,6 +127,17 @@ class Lockstep:
         self.is_open = False
         self._arrived.clear()
 
+    def owes(self, consumer: str, *, key_id: str) -> bool:
+        """Tell whether a consumer has yet to report the open slice.
+
+        Raises:
+            RefusedError: it is unknown (404).
+        """
+        known = self._consumers.get(consumer)
+        if known is None or known.key_id != key_id:
+            raise RefusedError(404, CODE_NOT_FOUND, f"consumer {consumer} is not registered")
+        return self._owes(known)
+
     def owing(self) -> list[str]:
         """Return the consumers that have not reported the open slice."""
         return [consumer for consumer, known in self._consumers.items() if self._owes(known)]
@@ -138,6 +149,11 @@ class Lockstep:
             if self.is_open and known.reported == self.number:
                 reported[known.key_id] += known.orders
         return dict(reported - self._arrived)
+
+    @property
+    def key_ids(self) -> set[str]:
+        """Keys of the consumers."""
+        return {known.key_id for known in self._consumers.values()}
 
     def key_id(self, consumer: str) -> str:
         return self._consumers[consumer].key_id
@@ -205,8 +221,9 @@ class MarketPlayer:
         is_subscribed: tells whether all these symbols have a session that takes bars and watermarks.
         silent_s: seconds since a key was last heard of, 0 while it has a trade stream open.
         skip_gaps: with a speed, nights and weekends pass at once.
-        consumer_timeout_s: a consumer that owes a slice and was silent for so long no longer holds the market. With a
-            speed, how long the market waits for its consumers' subscriptions after a restart.
+        consumer_timeout_s: a consumer that owes a slice and was silent for so long no longer holds the market, when
+            another one is there that waits for it. With a speed, how long the market waits for its consumers'
+            subscriptions after a restart.
         order_timeout_s: how long reported order requests may take to arrive.
     """
 
@@ -331,8 +348,12 @@ class MarketPlayer:
             await self._wait_for_change()
 
     def _drop_silent(self, owing: Sequence[str]) -> None:
+        lockstep = self._floor.lockstep
+        silent = {key_id for key_id in lockstep.key_ids if self._silent_s(key_id) >= self._consumer_timeout_s}
+        if silent == lockstep.key_ids:
+            return  # the market would stand still without them as well, and they may be started again
         for consumer in owing:
-            if self._silent_s(self._floor.lockstep.key_id(consumer)) >= self._consumer_timeout_s:
+            if lockstep.key_id(consumer) in silent:
                 _log.warning("consumer is gone and no longer holds the market", consumer=consumer)
                 self._floor.leave(consumer)
                 self.notify()

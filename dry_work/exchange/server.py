@@ -54,7 +54,7 @@ from dry_work.exchange.venue import RuleSet
 from dry_work.exchange.watchlists import WatchlistApi
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_ticks import TickRecording
-from dry_work.market.calendar import SessionCalendar
+from dry_work.market.calendar import shared_calendar
 from dry_work.orders.model import TradeEvent
 from dry_work.wire.alpaca_rest import CODE_INTERNAL
 from dry_work.wire.pubsub import encode_time
@@ -174,7 +174,7 @@ class ExchangeServer:
     def _build(
         self, ticks: TickRecording, *, expected: int, cash: Decimal, keys: Mapping[str, str] | None, skip_gaps: bool
     ) -> None:
-        calendar = SessionCalendar()
+        calendar = shared_calendar()
         tables = MarketTables(self.recording, ticks)
         chains = OptionChains(self.recording, calendar, is_synthetic=self._header.options)
         state = self._state = ExchangeState(
@@ -287,6 +287,7 @@ class ExchangeServer:
             credentials=self._credentials,
             execute=self._execute,
             describe=self.describe,
+            current=lambda: state.current,
             canonical_symbol=self._trading.canonical_symbol,
             assets=frozenset(self.recording.symbols),
             resend=self._repeat_slice,

@@ -159,6 +159,27 @@ def _replay(self: Any, **kwargs: Any) -> None:
     self.addfilter(SessionReplayer if daily else Replayer, **kwargs)
 
 
+class KnownTime:
+    """The time up to which all bars are there, as Backtrader's resamplers take it: one bar before that of a data.
+
+    Args:
+        data: whose time it is.
+        time: of its last bar, as a line holds it.
+    """
+
+    def __init__(self, data: Any, time: float) -> None:
+        self._time = line_time(line_time_ns(time) - data.bar_length_ns)
+        self._moment = data.num2date(self._time)
+        self.datetime = self
+
+    def __getitem__(self, _ago: int) -> float:
+        return self._time
+
+    def __call__(self, _ago: int = 0) -> dt.datetime:
+        moment: dt.datetime = self._moment
+        return moment
+
+
 class LiveClone(DataClone):
     """A clone of a `LiveFeed`, plain or resampled; it has the symbol of the feed."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError
-from dry_work.feeds.hub_link import CRYPTO, STOCKS, Transport
+from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, Transport
 from dry_work.feeds.source import BufferedSource, ReaderSettings
 from dry_work.recording.recorder import Recorder
 from dry_work.settings import FeedSettings, RunSettings
@@ -45,13 +45,20 @@ def build_source(
             stale_s=reader.stale_s,
             is_open=reader.is_open,
             stops_when_stale=reader.stops_when_stale,
+            drops_late=reader.drops_late,
+            tells_revised=reader.tells_revised,
             clock=clock,
             recorder=recorder,
         )
     from dry_work.feeds.hub_source import HubMarketSource
 
     return HubMarketSource(
-        build_transport(settings.feed, symbols=settings.symbols, client=f"{agent_id}-{owner_nonce[:8]}"),
+        build_transport(
+            settings.feed,
+            symbols=settings.symbols,
+            client=f"{agent_id}-{owner_nonce[:8]}",
+            statuses=settings.wants_statuses,
+        ),
         symbols=settings.symbols,
         settings=reader,
         topics={STOCKS: settings.market_topic, CRYPTO: settings.crypto_topic},
@@ -60,11 +67,20 @@ def build_source(
     )
 
 
-def build_transport(feed: FeedSettings, *, symbols: Sequence[str], client: str) -> Transport:
+def build_transport(
+    feed: FeedSettings,
+    *,
+    symbols: Sequence[str],
+    client: str,
+    silence_s: float = SILENCE_S,
+    statuses: bool = False,
+) -> Transport:
     """Return the way to the hub that `feed` names.
 
     Args:
         client: names this reader to the hub; the same after a restart.
+        silence_s: without any word of the other side: the connection is dead.
+        statuses: bring trading statuses and price bands too, where that way has them (WebSocket, Redis).
 
     Raises:
         ConfigError: its package is not installed.
@@ -73,19 +89,21 @@ def build_transport(feed: FeedSettings, *, symbols: Sequence[str], client: str) 
         if feed.name == "ws":
             from dry_work.feeds.websocket import WebSocketTransport
 
-            return WebSocketTransport(feed.address, token=feed.token, symbols=symbols)
+            return WebSocketTransport(
+                feed.address, token=feed.token, symbols=symbols, silence_s=silence_s, statuses=statuses
+            )
         if feed.name == "grpc":
             from dry_work.feeds.grpc import GrpcTransport
 
-            return GrpcTransport(feed.address, token=feed.token, symbols=symbols)
+            return GrpcTransport(feed.address, token=feed.token, symbols=symbols, silence_s=silence_s)
         if feed.name == "nats":
             from dry_work.feeds.nats import NatsTransport
 
-            return NatsTransport(feed, symbols=symbols, client=client)
+            return NatsTransport(feed, symbols=symbols, client=client, silence_s=silence_s)
         if feed.name == "redis":
             from dry_work.feeds.redis import RedisTransport
 
-            return RedisTransport(feed, symbols=symbols, client=client)
+            return RedisTransport(feed, symbols=symbols, client=client, silence_s=silence_s, statuses=statuses)
         raise ConfigError(f"--feed {feed.name!r} (DRY_WORK_FEED): expected pubsub, nats, redis, ws or grpc")
     except ImportError as error:
         raise ConfigError(

@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 import grpc
 
 from dry_work.errors import CodecError, ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import CRYPTO, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
+from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
 from dry_work.market.symbols import is_crypto
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
 from dry_work.wire.cream_items import parse_own_fields
 
 METHOD = "/cream.v1.StreamProxyService/StreamBars"
-SILENCE_S = 20.0  # a connection on which not even a ping is answered for so long is dead
 MESSAGE_LIMIT_BYTES = 4 * 1024 * 1024
 BATCH = 256
 

@@ -21,9 +21,11 @@ from dry_work.errors import ConfigError, FeedError
 
 STOCKS, CRYPTO = "stocks", "crypto"  # the hub's feeds that have minute bars
 BARS, WATERMARKS = "bars", "watermarks"  # channels
+STATUSES, PRICE_BANDS = "statuses", "lulds"  # channels of stocks
 
 TOKEN_REFUSED = "the hub refuses the token: set HUB_TOKEN to that of the hub"  # noqa: S105 - a sentence
 RETRY_INITIAL_S, RETRY_CAP_S = 0.2, 5.0
+SILENCE_S = 20.0  # a connection on which not even a ping is answered for so long is dead
 
 _log = structlog.get_logger(__name__)
 

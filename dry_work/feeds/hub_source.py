@@ -19,12 +19,15 @@ from dry_work.errors import CodecError, ConfigError, FeedError
 from dry_work.feeds.hub_link import CRYPTO, STOCKS, Arrival, Lane, Opening, Position, Transport
 from dry_work.feeds.intake import Skipped
 from dry_work.feeds.source import BufferedSource, ReaderSettings, venue_time_of
-from dry_work.market.messages import Bar, Envelope, Watermark
+from dry_work.market.messages import Bar, Envelope, PriceBands, TradingStatus, Watermark
 from dry_work.market.symbols import is_crypto, is_option
 from dry_work.ports import SourceFailed, SourceStatus
 from dry_work.recording.recorder import RecordedMessage, Recorder
 from dry_work.wire.alpaca_stream import parse_bar_item, parse_watermark_item
-from dry_work.wire.pubsub import encode_bar, encode_watermark
+from dry_work.wire.pubsub import encode_bar, encode_status, encode_watermark
+from dry_work.wire.statuses import parse_bands_item, parse_status_item
+
+HubMessage = Bar | Watermark | TradingStatus | PriceBands
 
 _log = structlog.get_logger(__name__)
 
@@ -186,7 +189,7 @@ class HubMarketSource(BufferedSource):
     def _hand_over(self, arrival: Arrival, epoch: str, number: int, tend: Callable[[], None]) -> bool:
         """Read an event into the buffer; False when the source stops."""
         topic, recv_ns = self._topics[arrival.feed], self._clock.time_ns()
-        message: Bar | Watermark | None = None
+        message: HubMessage | None = None
         attributes: dict[str, str] = {"epoch": epoch, "seq": str(number)}
         data = arrival.data
         venue_ns = 0
@@ -214,7 +217,7 @@ class HubMarketSource(BufferedSource):
         self._count_message(envelope)
         return self._put(envelope, tend)
 
-    def _read(self, item: Mapping[str, object], recv_ns: int) -> Bar | Watermark:
+    def _read(self, item: Mapping[str, object], recv_ns: int) -> HubMessage:
         kind = item.get("T")
         if kind == "b":
             return parse_bar_item(item, recv_ns=recv_ns, length_ns=self._length_ns)
@@ -222,6 +225,10 @@ class HubMarketSource(BufferedSource):
             mark = parse_watermark_item(item)
             # The transport keeps the order, so that the bars of a slice need not be counted.
             return Watermark(slice=mark.slice, end_ns=mark.end_ns, bars=0, event_id=mark.event_id, last=mark.last)
+        if kind == "s":
+            return parse_status_item(item, recv_ns=recv_ns)
+        if kind == "l":
+            return parse_bands_item(item, recv_ns=recv_ns)
         raise CodecError("unknown type")
 
     def _number(self, feed: str, epoch: str) -> tuple[str, int]:
@@ -237,8 +244,10 @@ class HubMarketSource(BufferedSource):
             self._positions[arrival.feed] = Position(arrival.epoch, arrival.offset)
 
 
-def _encode(message: Bar | Watermark, epoch: str, number: int) -> tuple[bytes, dict[str, str]]:
+def _encode(message: HubMessage, epoch: str, number: int) -> tuple[bytes, dict[str, str]]:
     """Return an event in the form of Pub/Sub, for the recording."""
     if isinstance(message, Watermark):
         return encode_watermark(message, epoch=epoch, seq=number)
+    if isinstance(message, TradingStatus | PriceBands):
+        return encode_status(message, epoch=epoch, seq=number)
     return encode_bar(message, epoch=epoch, seq=number)

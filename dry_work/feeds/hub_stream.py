@@ -10,10 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dry_work.errors import CodecError, ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import BARS, TOKEN_REFUSED, WATERMARKS, Arrival, Opening, Position
+from dry_work.feeds.hub_link import (
+    BARS,
+    PRICE_BANDS,
+    STATUSES,
+    STOCKS,
+    TOKEN_REFUSED,
+    WATERMARKS,
+    Arrival,
+    Opening,
+    Position,
+)
 from dry_work.wire import alpaca_stream
 
-_EVENTS = ("b", "w")
+_EVENTS = ("b", "w", "s", "l")
 _TOKEN_CODES = (402, 411)
 _REFUSALS = (400, 401, 405, 408, 409, 410, 412)
 
@@ -26,14 +36,18 @@ class HubStream:
         token: the hub's; empty for one that asks for none.
         symbols: wanted ones.
         position: to go on from; None: from now.
+        statuses: ask for trading statuses and price bands too.
     """
 
-    def __init__(self, feed: str, *, token: str, symbols: Sequence[str], position: Position | None) -> None:
+    def __init__(
+        self, feed: str, *, token: str, symbols: Sequence[str], position: Position | None, statuses: bool = False
+    ) -> None:
         self.opening: Opening | None = None  # once everything is subscribed
         self._feed = feed
         self._token = token
         self._symbols = symbols
         self._position = position
+        self._statuses = statuses and feed == STOCKS
         self._events: list[Mapping[str, Any]] = []  # whose position has not come yet
 
     def take(self, frame: bytes | str) -> tuple[list[Mapping[str, Any]], list[Arrival]]:
@@ -68,7 +82,10 @@ class HubStream:
             return [alpaca_stream.build_auth("dry-work", self._token)]
         if item.get("msg") != "authenticated":
             return []
-        wish = alpaca_stream.build_subscription("subscribe", {BARS: list(self._symbols), WATERMARKS: ["*"]})
+        channels = {BARS: list(self._symbols), WATERMARKS: ["*"]}
+        if self._statuses:
+            channels |= {STATUSES: list(self._symbols), PRICE_BANDS: list(self._symbols)}
+        wish = alpaca_stream.build_subscription("subscribe", channels)
         if self._position is not None:
             wish["since"] = {"epoch": self._position.epoch, "offset": self._position.offset}
         return [wish]

@@ -25,11 +25,10 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
 from dry_work.errors import ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import Arrival, Opening, Position
+from dry_work.feeds.hub_link import SILENCE_S, Arrival, Opening, Position
 from dry_work.settings import FeedSettings
 from dry_work.wire.nats_subjects import Subjects
 
-SILENCE_S = 20.0  # without a word of the server, or an answer of the hub
 REQUEST_TIMEOUT_S = 3.0
 LEASE_S = 30.0  # how long the hub keeps the symbols of a reader that is not heard of
 KEPT_S = 300.0  # how long NATS keeps what a reader that is away has not acknowledged

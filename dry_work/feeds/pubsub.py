@@ -22,7 +22,7 @@ from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.base import LiveFeed
 from dry_work.feeds.lease import AgentLease, check_agent_id
 from dry_work.feeds.router import PubSubMarketSource
-from dry_work.market.messages import News, Slice
+from dry_work.market.messages import News, Slice, TradingStatus
 from dry_work.market.symbols import is_crypto
 from dry_work.ports import MarketSource, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
@@ -114,14 +114,14 @@ class PubSubMarketDataFeed(LiveFeed):
             self._shared.fetch(self._qcheck)
 
 
-class _NewsStore:
-    """Hands news to Cerebro, which gives them to the strategies."""
+class _NoteStore:
+    """Hands news and the like to Cerebro, which gives them to the strategies."""
 
     def __init__(self) -> None:
-        self._news: deque[News] = deque()
+        self._notes: deque[tuple[str, object]] = deque()
 
-    def put(self, news: News) -> None:
-        self._news.append(news)
+    def put(self, message: str, value: object) -> None:
+        self._notes.append((message, value))
 
     def start(self, data: Any = None, broker: Any = None) -> None:
         """Nothing is to be started."""
@@ -129,9 +129,9 @@ class _NewsStore:
     def stop(self) -> None:
         """Nothing is to be stopped."""
 
-    def get_notifications(self) -> list[tuple[str, tuple[News], dict[str, Any]]]:
-        news, self._news = self._news, deque()
-        return [("news", (each,), {}) for each in news]
+    def get_notifications(self) -> list[tuple[str, tuple[object], dict[str, Any]]]:
+        notes, self._notes = self._notes, deque()
+        return [(message, (value,), {}) for message, value in notes]
 
 
 class _SharedSource:
@@ -153,7 +153,7 @@ class _SharedSource:
         self._turn: set[int] = set()
         self._may_fetch = True
         self._live = False
-        self._news = _NewsStore()
+        self._notes = _NoteStore()
         self._wakeup = Wakeup()
         self._lease: AgentLease | None = None
         agent_id = first.p.agent_id or os.environ.get("AGENT_ID")
@@ -178,7 +178,7 @@ class _SharedSource:
         except BaseException:
             self._release_lease()
             raise
-        env.addstore(self._news)
+        env.addstore(self._notes)
 
     def join(self, feed: PubSubMarketDataFeed) -> None:
         """Count a feed as started."""
@@ -198,7 +198,7 @@ class _SharedSource:
         """Stop the source. May be called twice."""
         if _SHARED.get(self._env) is self:
             del _SHARED[self._env]
-            self._env.stores.remove(self._news)
+            self._env.stores.remove(self._notes)
         self._source.stop()
         self._release_lease()
 
@@ -230,7 +230,9 @@ class _SharedSource:
         if isinstance(event, Slice):
             self._offer(event)
         elif isinstance(event, News):
-            self._news.put(event)
+            self._notes.put("news", event)
+        elif isinstance(event, TradingStatus):
+            self._notes.put("trading_status", event)
         elif isinstance(event, SourceStatus):
             self._change_status(event)
         elif isinstance(event, SourceFailed):

@@ -17,12 +17,22 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from dry_work.errors import ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import BARS, CRYPTO, STOCKS, WATERMARKS, Arrival, Opening, Position
+from dry_work.feeds.hub_link import (
+    BARS,
+    CRYPTO,
+    PRICE_BANDS,
+    SILENCE_S,
+    STATUSES,
+    STOCKS,
+    WATERMARKS,
+    Arrival,
+    Opening,
+    Position,
+)
 from dry_work.market.symbols import is_crypto
 from dry_work.settings import FeedSettings
 from dry_work.wire.redis import LOGS, REGISTRATION, stream_key
 
-SILENCE_S = 20.0  # without an answer of the server
 RENEW_S = 10.0  # between registrations; the hub's lease is a minute by default
 BLOCK_S = 0.5  # that a read waits for entries
 ENTRIES = 1_000  # of one stream in one read
@@ -30,6 +40,7 @@ ENTRIES = 1_000  # of one stream in one read
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 START = b"0-0"
+_STOCK_CHANNELS = (STATUSES, PRICE_BANDS)
 
 
 class RedisTransport:
@@ -39,12 +50,19 @@ class RedisTransport:
         settings: server (`address`, host:port), database, user, password and TLS.
         symbols: wanted symbols.
         client: names this reader to the hub; no other one has it.
+        statuses: bring trading statuses and price bands too.
     """
 
     name = "Redis"
 
     def __init__(
-        self, settings: FeedSettings, *, symbols: Sequence[str], client: str, silence_s: float = SILENCE_S
+        self,
+        settings: FeedSettings,
+        *,
+        symbols: Sequence[str],
+        client: str,
+        silence_s: float = SILENCE_S,
+        statuses: bool = False,
     ) -> None:
         self.settings = settings
         self.symbols = list(symbols)
@@ -53,6 +71,8 @@ class RedisTransport:
         keys = [(stream_key(feed_of(symbol), BARS, symbol), feed_of(symbol)) for symbol in symbols]
         feeds = dict.fromkeys(feed for _, feed in keys)
         keys += [(stream_key(feed, WATERMARKS, "*"), feed) for feed in feeds]
+        self.stocks = [symbol for symbol in symbols if statuses and not is_crypto(symbol)]
+        keys += [(stream_key(STOCKS, name, symbol), STOCKS) for symbol in self.stocks for name in _STOCK_CHANNELS]
         self.streams = {key.encode(): feed for key, feed in keys}  # feed by key
         self.ids: dict[bytes, bytes] = {}  # last entry by key; empty before the first session
         self.run_id = ""  # of the server
@@ -141,10 +161,12 @@ class RedisSession:
 
     # --- what is wanted
 
-    def _build_registration(self, action: str) -> bytes:
+    def _build_registration(
+        self, action: str, symbols: Sequence[str] = (), channels: Sequence[str] = (BARS, WATERMARKS)
+    ) -> bytes:
         wish: dict[str, Any] = {"action": action, "client_id": self._transport.client}
         if action == "register":
-            wish |= {"symbols": self._transport.symbols, "channels": [BARS, WATERMARKS]}
+            wish |= {"symbols": symbols or self._transport.symbols, "channels": channels}
         return orjson.dumps(wish)
 
     def _register(self, client: redis.Redis[bytes], timeout_s: float) -> None:
@@ -179,6 +201,8 @@ class RedisSession:
         self._renew_at_s = time.monotonic() + min(RENEW_S, self._transport.silence_s / 2)
         if client.publish(REGISTRATION, self._build_registration("register")) == 0:
             raise FeedDisconnectedError("no hub listens: is one running with --sinks redis?")
+        if self._transport.stocks:  # channels that there are of stocks only
+            client.publish(REGISTRATION, self._build_registration("register", self._transport.stocks, _STOCK_CHANNELS))
 
     def _renew(self) -> None:
         client = self._get_client()

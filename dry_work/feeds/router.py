@@ -40,7 +40,8 @@ class PubSubMarketSource(BufferedSource):
         endpoint: host:port of an emulator; None: `PUBSUB_EMULATOR_HOST` when set, otherwise Google.
         news_topic: topic of news; None: no news.
         topics: topic by symbol, for symbols that are on neither `market_topic` nor `crypto_topic`.
-        length_ns, grace_s, watermarks, buffer_messages, stale_s, is_open: see `ReaderSettings`.
+        length_ns, grace_s, watermarks, buffer_messages, stale_s, is_open, drops_late, tells_revised: see
+            `ReaderSettings`.
         connect_timeout_s: limit of each request to Pub/Sub.
         owner_check_s: seconds between looks at whether the subscriptions are still ours.
         recorder: is handed each message as it was received; None: nothing is recorded.
@@ -70,6 +71,8 @@ class PubSubMarketSource(BufferedSource):
         stale_s: float | None = None,
         is_open: Callable[[str, int], bool] | None = None,
         stops_when_stale: bool = False,
+        drops_late: bool = False,
+        tells_revised: bool = False,
         take_over: bool = False,
         connect_timeout_s: float = 10.0,
         owner_check_s: float = 60.0,
@@ -92,6 +95,8 @@ class PubSubMarketSource(BufferedSource):
                 stale_s=stale_s,
                 is_open=is_open,
                 stops_when_stale=stops_when_stale,
+                drops_late=drops_late,
+                tells_revised=tells_revised,
             ),
             clock=clock,
             recorder=recorder,

@@ -17,8 +17,8 @@ from dry_work.clock import DAY_NS, MINUTE_NS, SECOND_NS, Clock, SystemClock
 from dry_work.errors import CodecError, ConfigError, FeedError
 from dry_work.feeds.intake import Intake, Item, Skipped
 from dry_work.feeds.staleness import StaleWatch
-from dry_work.market.barrier import BarBarrier, SliceAssembler
-from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice, Watermark
+from dry_work.market.barrier import BarBarrier, OtherEvent, SliceAssembler
+from dry_work.market.messages import Bar, BarBatch, BarNote, Envelope, News, PriceBands, Slice, TradingStatus, Watermark
 from dry_work.market.sequencing import Sequencer, merge_counts
 from dry_work.ports import SourceEvent, SourceFailed
 from dry_work.recording.recorder import RecordedMessage, Recorder
@@ -43,6 +43,8 @@ class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
     stale_s: float | None = None  # without a bar: a symbol is reported as stale, once until it is back; None: never
     is_open: Callable[[str, int], bool] | None = None  # None: always
     stops_when_stale: bool = False  # the source fails when all symbols are stale
+    drops_late: bool = False  # a bar that comes after its slice is left out; otherwise it goes with the next one
+    tells_revised: bool = False  # corrections of bars are marked as to be told
 
 
 class BufferedSource:
@@ -56,8 +58,9 @@ class BufferedSource:
 
     Counters, beside those of `Sequencer`, `BarPolicy` and `BarBarrier`: `messages` (received), `dropped_<reason>` (the
     reasons of `parse_message`, and `future timestamp`, in words joined by `_`), `ignored_fields`, `bars` (delivered, in
-    slices), `news`, `publisher_restarts` (a topic's messages came under a new epoch), `buffer_full` (times that reading
-    had to wait), `stale_symbols`, and those of `Recorder`. Those that are zero are left out.
+    slices), `news`, `trading_statuses` (price bands too), `publisher_restarts` (a topic's messages came under a new
+    epoch), `buffer_full` (times that reading had to wait), `stale_symbols`, and those of `Recorder`. Those that are
+    zero are left out.
     """
 
     def __init__(
@@ -83,7 +86,9 @@ class BufferedSource:
                 length_ns=settings.length_ns,
                 grace_ns=round(settings.grace_s * SECOND_NS),
                 watermarks=settings.watermarks,
+                drops_late=settings.drops_late,
             ),
+            tells_revised=settings.tells_revised,
         )
         self._stale = (
             None
@@ -158,7 +163,9 @@ class BufferedSource:
                 self._note_epoch(item)
                 if self._stale is not None:
                     for bar in bars_of(item):
-                        self._stale.note(bar.symbol, now_ns)
+                        self._stale.note(bar.symbol, now_ns, bar.ts_event_ns)
+                    if isinstance(item.message, TradingStatus):
+                        self._stale.note_trading(item.message, now_ns)
                 self._assembler.push(item, now_ns)
             elif isinstance(item, Skipped):
                 self._assembler.skip(item.topic, item.epoch, item.seq, now_ns)
@@ -197,11 +204,11 @@ class BufferedSource:
             counts.update(self._recorder.counters())
         return {name: count for name, count in counts.items() if count}
 
-    def _count(self, event: Slice | News) -> Slice | News:
+    def _count(self, event: Slice | OtherEvent) -> Slice | OtherEvent:
         if isinstance(event, Slice):
             self._counts["bars"] += len(event.bars)
-        else:
-            self._counts["news"] += 1
+        elif not isinstance(event, BarNote):  # those have counters of their own
+            self._counts["news" if isinstance(event, News) else "trading_statuses"] += 1
         return event
 
     def _note_epoch(self, envelope: Envelope) -> None:
@@ -282,4 +289,6 @@ def venue_time_of(envelope: Envelope) -> int:
     """Return the venue's own time of a message, the newest one of a batch; 0 when it has none."""
     if isinstance(envelope.message, Watermark):
         return envelope.message.end_ns
+    if isinstance(envelope.message, TradingStatus | PriceBands):
+        return envelope.message.ts_event_ns
     return max((bar.ts_event_ns for bar in bars_of(envelope)), default=0)

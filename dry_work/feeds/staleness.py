@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from dry_work.clock import SECOND_NS
+from dry_work.market.market_state import is_after_halt
+from dry_work.market.messages import TradingStatus
 from dry_work.ports import SourceStatus
 
 _SYMBOLS_NAMED = 5
@@ -16,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class StaleWatch:
-    """Sees symbols without a bar for too long, while their market is open.
+    """Sees symbols without a bar for too long, while their market is open and nobody has halted them.
 
     Args:
         limit_ns: how long is too long; after an opening it counts from there.
@@ -29,6 +31,7 @@ class StaleWatch:
         self._is_open = is_open
         self._last_ns = dict.fromkeys(symbols, 0)
         self._stale: set[str] = set()
+        self._halts: dict[str, TradingStatus] = {}
         self.next_look_ns = 0
 
     def begin(self, now_ns: int) -> None:
@@ -36,14 +39,28 @@ class StaleWatch:
         self._last_ns = dict.fromkeys(self._last_ns, now_ns)
         self.next_look_ns = now_ns + self._limit_ns
 
-    def note(self, symbol: str, now_ns: int) -> None:
-        """Note a bar."""
+    def note(self, symbol: str, now_ns: int, start_ns: int = 0) -> None:
+        """Note a bar that begins at `start_ns`."""
         if symbol in self._last_ns:
             self._last_ns[symbol] = now_ns
+            if self._halts and is_after_halt(start_ns, self._halts.get(symbol)):
+                del self._halts[symbol]
             if symbol in self._stale:
                 self._stale.discard(symbol)
                 _log.info("symbol is back", symbol=symbol)
                 self.changes.append(SourceStatus(connected=True, symbol=symbol, detail="bars are back"))
+
+    def note_trading(self, status: TradingStatus, now_ns: int) -> None:
+        """Note a halt, during which nobody waits for bars, or its end, from which on the time counts."""
+        if status.symbol not in self._last_ns or status.is_halt is None:
+            return
+        if status.is_halt:
+            self._halts[status.symbol] = status
+            if status.symbol in self._stale:
+                self._stale.discard(status.symbol)  # that it is halted is told by the status itself
+                _log.info("symbol is not stale but halted", symbol=status.symbol, reason=status.describe())
+        elif self._halts.pop(status.symbol, None) is not None:
+            self._last_ns[status.symbol] = now_ns
 
     def look(self, now_ns: int, time_ns: int) -> int:
         """Report symbols that are newly stale; return how many."""
@@ -53,7 +70,7 @@ class StaleWatch:
         for symbol, last_ns in self._last_ns.items():
             if symbol in self._stale or now_ns - last_ns < self._limit_ns:
                 continue
-            if self._is_open is not None and not self._is_open(symbol, time_ns):
+            if symbol in self._halts or (self._is_open is not None and not self._is_open(symbol, time_ns)):
                 self._last_ns[symbol] = now_ns  # counted anew from here
                 continue
             self._stale.add(symbol)
@@ -71,8 +88,11 @@ class StaleWatch:
         return frozenset(self._stale)
 
     def describe_silence(self) -> str:
-        """Return why nothing can be expected any more, empty while any symbol has bars or its market is closed."""
-        if len(self._stale) < len(self._last_ns):
+        """Return why nothing can be expected any more, empty while any symbol has bars or its market is closed.
+
+        Halted symbols are left out.
+        """
+        if not self._stale or len(self._stale) + len(self._halts) < len(self._last_ns):
             return ""
         listed = ", ".join(list(self._last_ns)[:_SYMBOLS_NAMED])
         more = len(self._last_ns) - _SYMBOLS_NAMED

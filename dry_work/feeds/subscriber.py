@@ -31,6 +31,7 @@ ACK_DEADLINE_S = 30
 EXPIRATION_S = 86_400  # the least that Pub/Sub allows
 MAX_MESSAGES = 1000
 MAX_BYTES = 100 * 1_000_000
+_PAGE = 1000  # subscriptions that are listed at a time
 
 # gRPC's own reconnect waits would otherwise grow to two minutes.
 _CHANNEL_OPTIONS = (
@@ -109,6 +110,11 @@ class PullStream:
             if self._call is not None:
                 self._call.cancel()
 
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether it has not ended."""
+        return self._thread.is_alive()
+
     def join(self, timeout_s: float) -> bool:
         """Wait until it has ended; False when that takes longer than `timeout_s`."""
         self._thread.join(timeout_s)
@@ -138,7 +144,7 @@ class PullStream:
             for response in call:
                 self._read(StreamingPullResponse.pb(response).received_messages)
             failure = FeedDisconnectedError(f"{self._path}: the server ended the stream")
-        except Exception as error:
+        except BaseException as error:  # whatever it was, its owner has to open another one
             failure = _translate(error, self._path)
         finally:
             self._requests.put(None)  # ends the client's thread that sends
@@ -206,6 +212,19 @@ class Subscriber:
         except SubscriptionGoneError:
             return None
         return SubscriptionFacts(topic=found.topic, filter=found.filter, labels=dict(found.labels))
+
+    def list_names(self, *, prefix: str, most_pages: int = 10) -> list[str]:
+        """Return the ids that begin with `prefix` among the project's first pages of subscriptions."""
+        found: list[str] = []
+        token = ""
+        for _ in range(most_pages):
+            request = {"project": f"projects/{self.project_id}", "page_size": _PAGE, "page_token": token}
+            page = self._call(self._client.list_subscriptions, None, request=request)
+            found += [each.name.rpartition("/")[2] for each in page.subscriptions]
+            token = page.next_page_token
+            if not token:
+                break
+        return sorted(name for name in found if name.startswith(prefix))
 
     def create(self, subscription_id: str, topic: str, *, labels: Mapping[str, str]) -> None:
         """Create a subscription without filter that expires when nobody uses it.
@@ -283,7 +302,7 @@ def _translate(error: BaseException, what: str) -> Exception:
     """Return our error for one of the client's."""
     if isinstance(error, google_exceptions.RetryError) and error.cause is not None:
         error = error.cause
-    text = f"{what}: {getattr(error, 'message', None) or error}"
+    text = f"{what}: {getattr(error, 'message', None) or str(error) or type(error).__name__}"
     if isinstance(error, google_exceptions.NotFound):
         return SubscriptionGoneError(text)
     if isinstance(error, google_exceptions.AlreadyExists):

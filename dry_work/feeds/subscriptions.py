@@ -39,6 +39,7 @@ _NONCE = re.compile(r"[a-z0-9_-]{1,63}")
 
 GONE_WAIT_S = 1.0  # before a subscription that is gone is made again
 _BEAT_S = 30.0
+LOOK_S = 2.0  # between looks at whether the streams' threads are there
 _REACH_TIMEOUT_S = 2.0  # of one try to reach Pub/Sub again
 
 _log = structlog.get_logger(__name__)
@@ -223,7 +224,7 @@ class SubscriptionKeeper:
     def _run(self) -> None:
         try:
             self._watch()
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
 
     def _watch(self) -> None:
@@ -234,10 +235,14 @@ class SubscriptionKeeper:
             with self._changed:
                 now = self._clock.monotonic()
                 if not (self._stopping or self._ended or self._hurry):
-                    self._changed.wait(max(0.0, min([next_check, next_beat, *retry_at.values()]) - now))
+                    due = min([next_check, next_beat, now + LOOK_S, *retry_at.values()])
+                    self._changed.wait(max(0.0, due - now))
                 if self._stopping or self._failed:
                     return
                 ended, self._ended = self._ended, {}
+                for topic, stream in self._streams.items():
+                    if topic not in ended and topic not in retry_at and not stream.is_alive:
+                        ended[topic] = FeedError("its thread ended without a word")
                 if self._hurry:
                     self._hurry = False
                     retry_at = dict.fromkeys(retry_at, 0.0)

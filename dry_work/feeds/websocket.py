@@ -8,7 +8,7 @@ from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from dry_work.errors import ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import CRYPTO, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
+from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
 from dry_work.feeds.hub_stream import HubStream
 from dry_work.market.symbols import is_crypto
 from dry_work.wire.alpaca_stream import StreamCodec, encode_message
@@ -17,7 +17,6 @@ PATHS = {
     STOCKS: ("/v2/iex", "/v2/sip", "/v2/delayed_sip", "/v2/otc", "/v2/test"),  # the hub serves one of them
     CRYPTO: ("/v1beta3/crypto/us",),
 }
-SILENCE_S = 20.0  # a connection on which not even a ping is answered for so long is dead
 FRAME_LIMIT_BYTES = 4 * 1024 * 1024
 CLOSE_TIMEOUT_S = 1.0
 
@@ -31,12 +30,22 @@ class WebSocketTransport:
         url: ws:// or wss:// with host and port.
         token: the hub's; empty for one that asks for none.
         symbols: wanted symbols.
+        statuses: bring trading statuses and price bands too.
     """
 
     name = "WebSocket"
 
-    def __init__(self, url: str, *, token: str = "", symbols: Sequence[str], silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str = "",
+        symbols: Sequence[str],
+        silence_s: float = SILENCE_S,
+        statuses: bool = False,
+    ) -> None:
         self._url = url
+        self._statuses = statuses
         self._token = token
         self._silence_s = silence_s
         self._symbols = {
@@ -53,7 +62,13 @@ class WebSocketTransport:
 
     def build_session(self, feeds: tuple[str, ...], positions: Mapping[str, Position]) -> WebSocketSession:
         (feed,) = feeds
-        stream = HubStream(feed, token=self._token, symbols=self._symbols[feed], position=positions.get(feed))
+        stream = HubStream(
+            feed,
+            token=self._token,
+            symbols=self._symbols[feed],
+            position=positions.get(feed),
+            statuses=self._statuses,
+        )
         return WebSocketSession(self, feed, stream)
 
     def connect(self, feed: str, timeout_s: float) -> ClientConnection:

@@ -55,6 +55,7 @@ def build_hub(
     """
     _warn_of_idle_switches(settings, environment)
     shared = read_grpc_settings(environment)  # what is said there of upstreams holds for all of them
+    timing = msgspec.structs.replace(shared.timing, order_check_s=settings.order_check_s)
     certificate, tls = read_certificate(settings.tls_cert, settings.tls_key) or (None, None)
     access = Access(settings.bind_host, settings.token, tls=tls, certificate=certificate)
     return HubService(
@@ -76,7 +77,7 @@ def build_hub(
         state_dir=settings.state_dir,
         sinks=[_choose_sink(name, settings, environment, access) for name in settings.sinks if name != "pubsub"],
         jobs=_choose_jobs(settings),
-        timing=shared.timing,
+        timing=timing,
         feeds=_choose_feeds(settings, environment, shared),
         data_history=shared.data_history,
         order_history=shared.order_history,

@@ -7,7 +7,7 @@ between them.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -44,8 +44,6 @@ class Bus:
         self._latest: dict[Topic, HubEvent] = {}
         self._readers: dict[Topic, dict[ClientQueue, None]] = {}
         self._topics: dict[ClientQueue, dict[Topic, None]] = {}
-        self.published: Counter[tuple[str, str]] = Counter()  # by feed and channel
-        self.deliveries = 0  # offers to queues
 
     def publish(
         self,
@@ -83,7 +81,6 @@ class Bus:
             raw=raw,
         )
         self._history[feed].append(event)
-        self.published[feed, channel] += 1
         topic = (feed, channel, symbol)
         self._latest[topic] = event
         readers = self._readers
@@ -102,7 +99,6 @@ class Bus:
     def _offer(self, event: HubEvent, queues: Iterable[ClientQueue]) -> None:
         # A copy: a queue that closes may make its owner leave.
         for queue in tuple(queues):
-            self.deliveries += 1
             queue.offer(event)
 
     def attach(self, queue: ClientQueue, topics: Iterable[Topic]) -> None:
@@ -174,7 +170,3 @@ class Bus:
     def readers(self) -> int:
         """Queues that wait for something."""
         return len(self._topics)
-
-    def count_readers(self, feed: str) -> int:
-        """Return how many queues wait for something of a feed."""
-        return len({queue for topic, queues in self._readers.items() if topic[0] == feed for queue in queues})

@@ -76,6 +76,7 @@ class ErrorKind(Enum):
 
     FATAL = "fatal"  # this feed is in error; try again slowly
     LOST = "lost"  # reconnect with backoff
+    BEHIND = "behind"  # it kept events back: reconnect with backoff
     NOTED = "noted"  # logged and counted; the connection stays
 
 

@@ -14,8 +14,7 @@ import msgspec
 
 from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
 from dry_work.hub.events import LIVE_ORDERS, PAPER_ORDERS
-from dry_work.hub.ports import SinkStatus
-from dry_work.hub.sinks.pubsub import TopicStatus
+from dry_work.hub.ports import SinkStatus, TopicStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 
 SIP, OPRA, TRADING = "sip", "opra", "trading"

@@ -25,8 +25,8 @@ from dry_work.hub.health import UNHEALTHY, HealthReport, assess_health, build_do
 from dry_work.hub.health_checks import AccountChecks
 from dry_work.hub.metrics import HubCounts, encode_hub_metrics
 from dry_work.hub.observation_settings import ObservationSettings
-from dry_work.hub.ports import OrderAccount, SinkStatus
-from dry_work.hub.sinks.pubsub import TopicStatus
+from dry_work.hub.ports import OrderAccount, SinkStatus, TopicStatus
+from dry_work.hub.silent_connections import SilentConnections
 from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.observability.metrics import CONTENT_TYPE
 
@@ -105,7 +105,7 @@ class HealthServer:
         self._checks = AccountChecks({}, interval_s=settings.check_interval_s)
         self._runners: list[web.AppRunner] = []
         self._servers: list[asyncio.Server] = []
-        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections without a request yet, by protocol: their end
+        self._silent = SilentConnections(HEADER_WITHIN_S)
         self._in_flight = 0
         self._grpc_server: Any = None
         self._grpc_health: Any = None
@@ -152,9 +152,7 @@ class HealthServer:
         servers, self._servers = self._servers, []
         for listener in servers:
             listener.close()
-        for timer in self._silent.values():
-            timer.cancel()
-        self._silent.clear()
+        self._silent.forget()
         runners, self._runners = self._runners, []
         for runner in runners:
             await runner.cleanup()
@@ -196,7 +194,7 @@ class HealthServer:
         for name, port in ports.items():
             try:
                 server = await loop.create_server(
-                    lambda: self._build_protocol(runner), self._settings.host, port, ssl=self._tls
+                    lambda: self._silent.build_protocol(runner), self._settings.host, port, ssl=self._tls
                 )
             except OSError as error:
                 raise ConfigError(
@@ -205,23 +203,9 @@ class HealthServer:
             self._servers.append(server)
             self.ports[name] = server.sockets[0].getsockname()[1]
 
-    def _build_protocol(self, runner: web.AppRunner) -> Any:
-        """Return the protocol of a new connection, which ends unless a request comes in time."""
-        assert runner.server is not None
-        protocol = runner.server()
-
-        def end_silent() -> None:
-            del self._silent[protocol]
-            if protocol.transport is not None:
-                protocol.transport.close()
-
-        self._silent[protocol] = asyncio.get_running_loop().call_later(HEADER_WITHIN_S, end_silent)
-        return protocol
-
     @web.middleware
     async def _note_request(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        if (timer := self._silent.pop(request.protocol, None)) is not None:
-            timer.cancel()
+        self._silent.note_request(request)
         response: web.StreamResponse = await handler(request)
         return response
 

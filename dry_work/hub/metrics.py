@@ -11,8 +11,7 @@ from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
 from dry_work.hub.events import CRYPTO, NEWS, OPTIONS, ORDER_FEEDS, STOCKS, WATERMARKS
 from dry_work.hub.health import FIXED, name_feeds
 from dry_work.hub.message_types import ORDER_UPDATE, OTHER, item_type, message_type
-from dry_work.hub.ports import SinkStatus
-from dry_work.hub.sinks.pubsub import TopicStatus
+from dry_work.hub.ports import SinkStatus, TopicStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.observability.metrics import COUNTER, GAUGE, HISTOGRAM, Metric, encode_metrics
 
@@ -82,6 +81,8 @@ def _kind_of(name: str) -> str:
 
 def _count_errors(feed: FeedStatus) -> Counter[str]:
     found = Counter({"lost": 0, "fatal": 0, "malformed": sum(feed.malformed.values())})
+    if _kind_of(feed.feed) in ORDER_FEEDS:
+        found["behind"] = 0
     found.update(feed.ends)
     found.update({f"code_{code}": count for code, count in feed.errors.items()})
     return found

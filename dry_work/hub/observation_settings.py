@@ -11,8 +11,9 @@ from dry_work.errors import ConfigError
 from dry_work.hub.settings import DEFAULT_HOST
 from dry_work.hub.variables import read_count, read_duration, read_flag
 from dry_work.observability.logging import JSON, LOGFMT, STDERR, STDOUT, LogSettings
+from dry_work.observability.settings import check_collector
 from dry_work.observability.tracing import OTLP, TracingSettings
-from dry_work.settings import parse_url, read_variable
+from dry_work.settings import read_variable
 
 ERROR_POLICIES = ("return", "continue", "panic")
 DEFAULT_COLLECTOR = "http://localhost:4318"
@@ -106,7 +107,7 @@ def _read_tracing(environment: Mapping[str, str]) -> TracingSettings | None:
     exporter = _read_choice(environment, "TRACE_EXPORTER", (OTLP, STDOUT))
     own, shared = read_variable(environment, "TRACE_EXPORTER_URL"), "OTEL_EXPORTER_OTLP_ENDPOINT"
     name = "TRACE_EXPORTER_URL" if own else shared
-    url = _check_collector(own or read_variable(environment, shared) or DEFAULT_COLLECTOR, name)
+    url = check_collector(own or read_variable(environment, shared) or DEFAULT_COLLECTOR, name)
     timeout_s = read_duration(environment, "TRACE_EXPORTER_TIMEOUT", 5.0, least_s=0.001)
     if is_disabled or not is_enabled:
         return None
@@ -117,12 +118,6 @@ def _read_tracing(environment: Mapping[str, str]) -> TracingSettings | None:
         service_name=read_variable(environment, "OTEL_SERVICE_NAME") or SERVICE_NAME,
         is_asked_for=bool(enabled or disabled),
     )
-
-
-def _check_collector(text: str, name: str) -> str:
-    if "@" in text:
-        raise ConfigError(f"{name}: credentials do not belong into a URL; set OTEL_EXPORTER_OTLP_HEADERS")
-    return parse_url(text, name=name)
 
 
 def _read_host(environment: Mapping[str, str]) -> str:

@@ -129,6 +129,16 @@ class OrderLedger:
             return covered is not None and _decimal(order.get("filled_qty")) <= covered
         return key is not None and self._keys.get(key, False)
 
+    def is_behind(self, order: Data) -> bool:
+        """Tell whether an order, as the venue's REST API has it, is further than what was told of it.
+
+        Orders that are not live yet do not count: not every venue tells of them.
+        """
+        if str(order.get("status")) in _NOT_LIVE:
+            return False
+        keys = (_key_of(str(data["event"]), data["order"]) for data in self._differences(order, []))
+        return any(key not in self._keys for key in keys)
+
     def seed(self, orders: Iterable[Data]) -> None:
         """Take orders as they are, without telling of them: where a new account stands."""
         for order in orders:

@@ -12,6 +12,8 @@ from dry_work.clock import Clock
 from dry_work.hub.bus import Bus
 from dry_work.hub.events import Topic
 
+TOPIC_CAPACITY = 20_000  # bars and watermarks of one topic that may wait for Pub/Sub
+
 
 class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One interface of the hub at one moment, and its counts since the start."""
@@ -29,6 +31,19 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     dropped_types: dict[str, int] = {}
     results: dict[tuple[str, str], int] = {}  # of what clients asked for, by action and outcome
     failures: dict[str, int] = {}  # by kind
+
+
+class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A topic of Pub/Sub at one moment, and its counts: bars and watermarks, however many go in a message."""
+
+    topic: str
+    published: int = 0  # those that Pub/Sub has taken
+    requests: int = 0  # requests that succeeded
+    pending: int = 0  # taken from upstream and not published yet
+    dropped: int = 0  # given up at stop, or for newer ones while Pub/Sub was away
+    held: int = 0  # news or order updates that wait in the hub's history, because the topic is full
+    failures: int = 0  # requests that failed and were sent again
+    error: str = ""  # the last failure; empty once a request has succeeded
 
 
 class Sink(Protocol):

@@ -86,23 +86,22 @@ class ClientQueue:
         """Take an event for the client."""
         self.offered += 1
         waiting = self._waiting
-        if not waiting and not self.is_closed:
-            waiting.append(event)
+        size = len(waiting)
+        if size >= self.capacity or self.is_closed:
+            self._overflow(event)
+            return
+        waiting.append(event)
+        if not size:
             self._on_ready()
-            return
-        if len(waiting) < self.capacity and not self.is_closed:
-            waiting.append(event)
-            return
-        self._overflow(event)
 
-    def take(self, limit: int = 0) -> list[HubEvent]:
+    def take(self, limit: int = 0) -> tuple[HubEvent, ...]:
         """Return what waits, oldest first, at most `limit` events (0: all)."""
         waiting = self._waiting
         if not limit or limit >= len(waiting):
-            found = list(waiting)
+            found = tuple(waiting)
             waiting.clear()
         else:
-            found = [waiting.popleft() for _ in range(limit)]
+            found = tuple(waiting.popleft() for _ in range(limit))
         self.taken += len(found)
         return found
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -25,10 +26,17 @@ from dry_work.hub.bus import DATA_HISTORY, ORDER_HISTORY, Bus
 from dry_work.hub.core import ConnectionState, bar_topics, build_feeds
 from dry_work.hub.events import ALL, DATA_FEEDS, NEWS, ORDER_FEEDS, WATERMARKS, Topic
 from dry_work.hub.interest import Interest
-from dry_work.hub.ports import ActionTaker, HealthPart, OrderAccount, Sink, SinkStatus, StateTaker
+from dry_work.hub.ports import (
+    TOPIC_CAPACITY,
+    ActionTaker,
+    HealthPart,
+    OrderAccount,
+    Sink,
+    StateTaker,
+    TopicStatus,
+)
 from dry_work.hub.settings import DEFAULT_FEED, parse_stream_url
-from dry_work.hub.sinks.pubsub import CAPACITY_MESSAGES, PubSubSink, TopicStatus
-from dry_work.hub.sinks.pubsub_events import EventPump, build_news_pump, build_order_pump
+from dry_work.hub.status import HubStatus
 from dry_work.hub.targets import FeedTarget
 from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
@@ -36,6 +44,10 @@ from dry_work.hub.upstreams.order_sources import build_order_connection
 from dry_work.market.symbols import ALLOWED, is_symbol, parse_symbol
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC
 from dry_work.wire.alpaca_stream import StreamCodec
+
+if TYPE_CHECKING:
+    from dry_work.hub.sinks.pubsub import PubSubSink
+    from dry_work.hub.sinks.pubsub_events import EventPump
 
 CONFIGURED = "configured"  # the client that holds the symbols given at construction
 STOP_SHARE = 0.9  # of the time to stop: for the interfaces; the rest is for Pub/Sub
@@ -54,38 +66,6 @@ class FeedSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str = ""  # base of its WebSocket; empty: as the others'
     timing: UpstreamTiming | None = None  # None: as the others'
-
-
-class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The hub at one moment, and its counts since the start."""
-
-    epoch: str
-    clients: int
-    symbols: int
-    feeds: tuple[FeedStatus, ...]
-    topics: tuple[TopicStatus, ...]
-    sinks: tuple[SinkStatus, ...] = ()
-
-    @property
-    def received(self) -> int:
-        """Bars and watermarks taken from upstream."""
-        return sum(feed.bars + feed.watermarks for feed in self.feeds)
-
-    @property
-    def published(self) -> int:
-        """Messages that the sinks have taken."""
-        return sum(topic.published for topic in self.topics)
-
-    @property
-    def dropped(self) -> int:
-        """What came from upstream and was lost: items that could not be read, messages given up at stop."""
-        unread = sum(sum(feed.malformed.values()) for feed in self.feeds)
-        return unread + sum(topic.dropped for topic in self.topics)
-
-    @property
-    def reconnects(self) -> int:
-        """Upstream connections opened after the first of their feed."""
-        return sum(feed.reconnects for feed in self.feeds)
 
 
 class HubService:
@@ -152,7 +132,7 @@ class HubService:
         data_history: int = DATA_HISTORY,
         order_history: int = ORDER_HISTORY,
         batch: bool = False,
-        capacity: int = CAPACITY_MESSAGES,
+        capacity: int = TOPIC_CAPACITY,
         health: Callable[[HubService], HealthPart] | None = None,
         on_feed: Callable[[FeedStatus], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
@@ -178,6 +158,8 @@ class HubService:
         )
         self._topics: PubSubSink | None = None
         if project is not None:
+            from dry_work.hub.sinks.pubsub import PubSubSink  # who does without Pub/Sub does without Google's libraries
+
             self._topics = PubSubSink(
                 project=project,
                 topics=[*(feed.topic for feed in served if feed.topic), *filter(None, (news_topic, orders_topic))],
@@ -362,6 +344,8 @@ class HubService:
     def _build_pumps(self, news_topic: str, news_symbols: Sequence[str], orders_topic: str) -> list[EventPump]:
         if self._topics is None:
             return []
+        from dry_work.hub.sinks.pubsub_events import build_news_pump, build_order_pump
+
         pumps = []
         if news_topic:
             # Alpaca's news name a pair both ways, BTC/USD and BTCUSD.
@@ -382,8 +366,11 @@ class HubService:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_choose_loop()) as runner:
+            runner = asyncio.Runner(loop_factory=_choose_loop())
+            try:
                 runner.run(self._serve())
+            finally:
+                _close(runner)
         except BaseException as error:
             _log.exception("the hub's thread died")
             self._fail(error)
@@ -492,6 +479,16 @@ class HubService:
             first, self._failed = not self._failed, True
         if first and self._on_failure is not None:
             self._on_failure(error)
+
+
+def _close(runner: asyncio.Runner) -> None:
+    try:
+        runner.close()
+    except OSError as error:
+        # uvloop, seldom: libuv is not done with a request yet. Nothing of the hub waits for it any more.
+        if error.errno != errno.EBUSY:
+            raise
+        _log.warning("the event loop was left open", error=str(error))
 
 
 def _choose_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

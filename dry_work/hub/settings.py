@@ -42,6 +42,7 @@ DEFAULT_WEBSOCKET_PORT = 8099
 NEWS_TOPIC = "news-data"
 ORDERS_TOPIC = "order-updates"
 NEWS_POLL_S = 300.0
+ORDER_CHECK_S = 60.0  # two requests of the 200 a minute that Alpaca gives a key
 SHUTDOWN_S = 30.0
 HTTP_TIMEOUT_S = 15.0
 OAUTH_KEY = "oauth"  # stands for the key where Alpaca's streams take a bearer token as the secret
@@ -89,6 +90,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     news_topic: str = ""  # of Pub/Sub; empty: no news there
     orders_topic: str = ""  # of Pub/Sub; empty: no order updates there
     news_poll_s: float = NEWS_POLL_S  # how often news that the stream missed is asked for
+    order_check_s: float = ORDER_CHECK_S  # how often orders are compared with what the stream told; 0: never
     data_url: str = DATA_URL  # base of the market-data REST API
     http_timeout_s: float = HTTP_TIMEOUT_S  # of requests to the accounts
     shutdown_timeout_s: float = SHUTDOWN_S
@@ -167,7 +169,8 @@ def build_settings(
         state_dir=state_dir or _read_path(environment, "HUB_STATE_DIR"),
         news_topic=_read_topic(environment, "NEWS_TOPIC_NAME", NEWS_TOPIC) if tells_news else "",
         orders_topic=_read_topic(environment, "ORDER_UPDATES_TOPIC", ORDERS_TOPIC) if tells_orders else "",
-        news_poll_s=_parse_poll(read_variable(environment, "NEWS_POLL_INTERVAL")),
+        news_poll_s=_read_interval(environment, "NEWS_POLL_INTERVAL", NEWS_POLL_S),
+        order_check_s=_read_interval(environment, "ORDER_CHECK_INTERVAL", ORDER_CHECK_S),
         data_url=parse_url(read_variable(environment, "ALPACA_DATA_URL") or DATA_URL, name="ALPACA_DATA_URL"),
         http_timeout_s=read_duration(environment, "HTTP_CLIENT_TIMEOUT", HTTP_TIMEOUT_S, least_s=0.001),
         shutdown_timeout_s=read_duration(environment, "SHUTDOWN_TIMEOUT", SHUTDOWN_S),
@@ -326,11 +329,12 @@ def _check_topics(settings: HubSettings) -> None:
         seen[topic] = variable
 
 
-def _parse_poll(text: str) -> float:
+def _read_interval(environment: Mapping[str, str], name: str, default_s: float) -> float:
+    text = read_variable(environment, name)
     if not text:
-        return NEWS_POLL_S
+        return default_s
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or float(text) > 86_400:
-        raise ConfigError(f"NEWS_POLL_INTERVAL={text!r}: expected seconds from 0 (never) to 86400")
+        raise ConfigError(f"{name}={text!r}: expected seconds from 0 (never) to 86400")
     return float(text)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dry_work.hub.bus import Bus
 from dry_work.hub.core import Feed, SliceCollector
 from dry_work.hub.events import CHANNELS, UNKNOWN, WATERMARKS
-from dry_work.hub.sinks.pubsub import PubSubSink
 from dry_work.hub.upstreams.alpaca_data import Item
 from dry_work.market.messages import Bar, Watermark
 from dry_work.wire.alpaca_stream import StreamWatermark
@@ -16,6 +16,9 @@ from dry_work.wire.alpaca_stream import StreamWatermark
 # A watermark follows its bars at once. When it does not, they are not held back for it any longer than this.
 WATERMARK_WAIT_S = 0.02
 WATERMARK_WAIT_MESSAGES = 1_000
+
+if TYPE_CHECKING:
+    from dry_work.hub.sinks.pubsub import PubSubSink
 
 _CHANNELS = {**CHANNELS, "w": WATERMARKS}
 

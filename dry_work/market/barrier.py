@@ -12,10 +12,21 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
-from dry_work.market.messages import Bar, BarBatch, Envelope, News, Slice, Watermark
+from dry_work.market.messages import (
+    Bar,
+    BarBatch,
+    BarNote,
+    Envelope,
+    News,
+    PriceBands,
+    Slice,
+    TradingStatus,
+    Watermark,
+)
 from dry_work.market.sequencing import BarPolicy, Sequencer, Verdict, merge_counts
 
 DEFAULT_GRACE_NS = 5 * SECOND_NS
+OtherEvent = News | TradingStatus | PriceBands | BarNote  # what goes past the barrier
 _TIMES_COUNTED = 64
 
 
@@ -65,10 +76,12 @@ class BarBarrier:
         topics: topics that are to send watermarks.
         length_ns: length of a bar.
         watermarks: whether there are watermarks at the start; None: find out.
+        drops_late: leave bars that come after their slice out; `take_dropped` returns them.
 
-    Counters: `slices`, `unwanted_bars`, `late_bars`, `grace_releases` (slices that waited in vain, by the rules without
-    watermarks), `watermark_mismatches` (slices that went without all the bars that their watermarks name),
-    `missing_watermarks`, `stale_watermarks` (repeated, of an earlier slice, or of a foreign topic).
+    Counters: `slices`, `unwanted_bars`, `late_bars`, `dropped_late_bars` (of those), `grace_releases` (slices that
+    waited in vain, by the rules without watermarks), `watermark_mismatches` (slices that went
+    without all the bars that their watermarks name), `missing_watermarks`, `stale_watermarks` (repeated, of an earlier
+    slice, or of a foreign topic).
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class BarBarrier:
         linger_ns: int = SECOND_NS // 4,
         silent_after: int = 3,
         watermarks: bool | None = None,
+        drops_late: bool = False,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.ended = False  # the last slice has been released
@@ -103,6 +117,8 @@ class BarBarrier:
         self._last_number = 0
         self._last_mark_end_ns = 0
         self._ready: deque[Slice] = deque()
+        self._drops_late = drops_late
+        self._dropped: list[Bar] = []
 
     def push_bar(self, topic: str, bar: Bar, now_ns: int) -> None:
         """Take a bar; per symbol their times rise."""
@@ -113,9 +129,13 @@ class BarBarrier:
             self._newest_end[bar.symbol] = bar.end_ns
             if bar.end_ns <= self._last_end_ns:
                 self.counts["late_bars"] += 1
-                if not self._late:
-                    self._late_since_ns = now_ns
-                self._late.append(bar)
+                if self._drops_late:
+                    self.counts["dropped_late_bars"] += 1
+                    self._dropped.append(bar)
+                else:
+                    if not self._late:
+                        self._late_since_ns = now_ns
+                    self._late.append(bar)
             else:
                 pending = self._pending.setdefault(bar.end_ns, _Pending(now_ns))
                 pending.bars[bar.symbol] = bar
@@ -165,6 +185,11 @@ class BarBarrier:
         if not self._ready:
             self._release()
         return self._ready.popleft() if self._ready else None
+
+    def take_dropped(self) -> list[Bar]:
+        """Return the late bars that were left out since the last call."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def next_deadline_ns(self) -> int | None:
         """Return when `expire` will have something to do, None when nothing waits."""
@@ -292,13 +317,15 @@ class SliceAssembler:
     Args:
         sequencer: numbers of messages.
         barrier: slices.
+        tells_revised: mark corrections of bars as to be told.
     """
 
-    def __init__(self, *, sequencer: Sequencer, barrier: BarBarrier) -> None:
+    def __init__(self, *, sequencer: Sequencer, barrier: BarBarrier, tells_revised: bool = False) -> None:
         self.policy = BarPolicy()
         self._sequencer = sequencer
         self._barrier = barrier
-        self._news: deque[News] = deque()
+        self._tells_revised = tells_revised
+        self._others: deque[OtherEvent] = deque()
 
     @property
     def ended(self) -> bool:
@@ -318,9 +345,9 @@ class SliceAssembler:
         self._pass_on(self._sequencer.expire(now_ns), now_ns)
         self._barrier.expire(now_ns)
 
-    def take(self) -> Slice | News | None:
-        """Return the next slice or news item, or None when none is ready."""
-        return self._news.popleft() if self._news else self._barrier.take()
+    def take(self) -> Slice | OtherEvent | None:
+        """Return the next slice or what else came, or None when nothing is ready."""
+        return self._others.popleft() if self._others else self._barrier.take()
 
     def next_deadline_ns(self) -> int | None:
         """Return when `expire` will have something to do, None when nothing waits."""
@@ -342,10 +369,17 @@ class SliceAssembler:
             elif isinstance(message, Watermark):
                 self._barrier.push_watermark(envelope.topic, message, now_ns, ordered=bool(envelope.epoch))
             else:
-                self._news.append(message)
+                self._others.append(message)
 
     def _pass_bar(self, envelope: Envelope, bar: Bar, now_ns: int) -> None:
-        if self.policy.judge(bar) is Verdict.DELIVER:
+        verdict = self.policy.judge(bar)
+        if verdict is Verdict.DELIVER:
             self._barrier.push_bar(envelope.topic, bar, now_ns)
-        elif envelope.epoch:  # without a number it may be the same message once more
+            self._others.extend(BarNote(bar=dropped) for dropped in self._barrier.take_dropped())
+            return
+        if verdict is Verdict.REVISION:
+            self._others.append(BarNote(bar=bar, is_revision=True, is_told=self._tells_revised))
+        elif verdict is Verdict.OLDER:
+            self._others.append(BarNote(bar=bar))
+        if envelope.epoch:  # without a number it may be the same message once more
             self._barrier.note_dropped(envelope.topic, bar.end_ns)

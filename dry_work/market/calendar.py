@@ -6,6 +6,7 @@ nanoseconds since 1970 UTC. A session holds its opening time and does not hold i
 
 from __future__ import annotations
 
+import functools
 import threading
 from bisect import bisect_left, bisect_right
 from datetime import UTC, date, datetime, time, timedelta
@@ -20,6 +21,8 @@ FIRST_DATE = date(2000, 1, 1)
 LAST_DATE = date(2035, 12, 31)
 
 _NEW_YORK = "America/New_York"
+# The library changes Python's warning filters while it builds, which is of the whole process: one at a time.
+_BUILDING = threading.Lock()
 _PRE_OPEN = time(4, 0)  # New York
 _POST_HOURS_NS = 4 * HOUR_NS  # to 20:00 on a full day, to 17:00 on a half day
 # Sessions known beyond the range asked for, so that the next open and close are known on its last day too. No closing
@@ -54,6 +57,15 @@ class SessionCalendar:
         self.last = last
         self._lock = threading.Lock()
         self._table: _Table | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the dates are there."""
+        return self._table is not None
+
+    def load(self) -> None:
+        """Read the dates now, and not at the first question."""
+        self._load()
 
     def sessions(self, start: date, end: date) -> list[Session]:
         """Return the sessions from `start` to `end`, both included; empty when `end` is before `start`."""
@@ -107,10 +119,16 @@ class SessionCalendar:
 
     def _load(self) -> _Table:
         if self._table is None:
-            with self._lock:
+            with self._lock, _BUILDING:
                 if self._table is None:
                     self._table = _build_table(self.name, self.first, self.last)
         return self._table
+
+
+@functools.cache
+def shared_calendar() -> SessionCalendar:
+    """Return the calendar of New York that all parts of the process share, since it is slow to load and large."""
+    return SessionCalendar()
 
 
 class _Table(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
 """What came of what was to come: bars expected, arrived, late, filled and missing, by symbol and minute. Pure.
 
-A bar is expected for each length of a bar in which its market is open: a share's in the regular hours of its exchange
-(half days and holidays are known), a crypto pair's always. A venue sends no bar for a minute without a trade, so a bar
-that is missing was lost, or nothing was traded.
+A bar is expected for each length of a bar in which its market is open and its symbol is not halted: a share's in the
+regular hours of its exchange (half days and holidays are known), a crypto pair's always. A venue sends no bar for a
+minute without a trade, so a bar that is missing was lost, or nothing was traded.
 
 `CompletenessTally.note` costs a call and one step a bar. What was noted is judged when somebody asks, or when much of
 it waits, since the exchange's calendar takes a second to load.
@@ -11,20 +11,21 @@ it waits, since the exchange's calendar takes a second to load.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import msgspec
 
 from dry_work.clock import MINUTE_NS
 from dry_work.errors import ConfigError
-from dry_work.market.calendar import SessionCalendar
-from dry_work.market.messages import Slice
+from dry_work.market.calendar import SessionCalendar, shared_calendar
+from dry_work.market.messages import BarNote, Slice
 from dry_work.market.symbols import is_crypto
 
 MINUTES_KEPT = 512  # of which `minute` knows
 _MOST_SLICES = 4096  # that wait to be judged
 _MOST_BARS = 100_000
+_HALTS_KEPT = 64  # of a symbol, by their times; older ones are a sum
 
 
 class Arrival(StrEnum):
@@ -35,6 +36,7 @@ class Arrival(StrEnum):
     FILLED = "filled"  # from history
     MISSING = "missing"  # not, although the market was open
     CLOSED = "closed"  # not, and the market was closed
+    HALTED = "halted"  # not, and the symbol was halted
 
 
 class Completeness(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,12 +47,19 @@ class Completeness(msgspec.Struct, frozen=True, kw_only=True):
     late: int = 0
     filled: int = 0
     missing: int = 0
-    outside: int = 0  # came while the market was closed, for example in extended hours; not expected
+    outside: int = 0  # came while the market was closed, for example in extended hours, or in a halt; not expected
+    revised: int = 0  # corrections of bars that were there already
+    halted: int = 0  # not expected, since the symbol was halted
 
     @property
     def share(self) -> float:
         """The part of the expected bars that is there, 1.0 when none was expected."""
         return 1.0 if not self.expected else (self.expected - self.missing) / self.expected
+
+
+def add_up(parts: Sequence[Completeness]) -> Completeness:
+    """Return the sums of all counts."""
+    return Completeness(**{name: sum(getattr(part, name) for part in parts) for name in Completeness.__struct_fields__})
 
 
 class MarketHours:
@@ -61,7 +70,16 @@ class MarketHours:
     """
 
     def __init__(self, calendar: SessionCalendar | None = None) -> None:
-        self._calendar = calendar or SessionCalendar()
+        self._calendar = calendar or shared_calendar()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a question is answered at once; the first one loads the calendar, which takes about a second."""
+        return self._calendar.is_loaded
+
+    def load(self) -> None:
+        """Load the calendar."""
+        self._calendar.load()
 
     def is_open(self, symbol: str, ns: int) -> bool:
         """Tell whether the market of `symbol` is open at `ns`."""
@@ -93,6 +111,16 @@ class MarketHours:
         return count
 
 
+class _Halt:
+    """A time in which a symbol was not traded, in whole bars."""
+
+    __slots__ = ("end_ns", "start_ns")
+
+    def __init__(self, start_ns: int) -> None:
+        self.start_ns = start_ns
+        self.end_ns: int | None = None  # None: it lasts
+
+
 class CompletenessTally:
     """Counts bars of some symbols from the first slice on.
 
@@ -113,15 +141,62 @@ class CompletenessTally:
         self._end_ns = 0
         self._minutes: dict[int, dict[str, Arrival]] = {}  # by end, in order of noting
         self._kept_ends: deque[int] = deque()
-        self._waiting: list[tuple[int, bool, tuple[tuple[str, int], ...]]] = []
+        self._own = {symbol: symbol for symbol in self.symbols}
+        # End of the slice (0: none), whether it is of history, symbols of the bars that end with it, and the others.
+        # The names are ours and the end is shared: a bar that waits costs a few bytes, not the texts of its message.
+        self._waiting: list[tuple[int, bool, tuple[str, ...], tuple[tuple[str, int], ...]]] = []
         self._waiting_bars = 0
+        self._halts: dict[str, list[_Halt]] = {}
+        self._older_halted: Counter[str] = Counter()  # bars of halts that are not kept any more
 
     def note(self, piece: Slice) -> None:
         """Count a slice."""
-        self._waiting.append((piece.end_ns, piece.filled, tuple((bar.symbol, bar.end_ns) for bar in piece.bars)))
-        self._waiting_bars += len(piece.bars)
+        end_ns, own = piece.end_ns, self._own
+        names: list[str] = []
+        others: list[tuple[str, int]] = []
+        for bar in piece.bars:
+            name = own.get(bar.symbol)
+            if name is not None:
+                bar_end_ns = bar.end_ns
+                if bar_end_ns == end_ns:
+                    names.append(name)
+                else:
+                    others.append((name, bar_end_ns))
+        self._waiting.append((end_ns, piece.filled, tuple(names), tuple(others)))
+        self._waiting_bars += len(names) + len(others)
         if len(self._waiting) > _MOST_SLICES or self._waiting_bars > _MOST_BARS:
             self._judge()
+
+    def note_undelivered(self, note: BarNote) -> None:
+        """Count a bar that came and is in no slice."""
+        name = self._own.get(note.bar.symbol)
+        if name is None:
+            return
+        if note.is_revision:
+            self._counts[name]["revised"] += 1
+        elif self._end_ns or self._waiting:
+            self._waiting.append((0, False, (), ((name, note.bar.end_ns),)))
+            self._waiting_bars += 1
+
+    def note_halt(self, symbol: str, at_ns: int) -> None:
+        """Expect no bar of `symbol` that begins from `at_ns` on, until its trading is resumed."""
+        if symbol not in self._own:
+            return
+        halts = self._halts.setdefault(symbol, [])
+        if not halts or halts[-1].end_ns is not None:
+            halts.append(_Halt(-(-at_ns // self._length_ns) * self._length_ns))
+
+    def note_resumption(self, symbol: str, at_ns: int) -> None:
+        """Expect the bars of `symbol` again, from that which holds `at_ns` on."""
+        halts = self._halts.get(symbol)
+        if not halts or halts[-1].end_ns is not None:
+            return
+        halts[-1].end_ns = at_ns // self._length_ns * self._length_ns
+        if halts[-1].end_ns <= halts[-1].start_ns:
+            halts.pop()  # no whole bar long
+        elif len(halts) > _HALTS_KEPT:
+            self._judge()
+            self._older_halted[symbol] += self._count_halted(symbol, halts.pop(0))
 
     def of(self, symbol: str) -> Completeness:
         """Return the counts of a symbol, up to the last slice.
@@ -131,21 +206,25 @@ class CompletenessTally:
         """
         self._judge()
         counts = self._counts[symbol]
-        expected = self._expected[self._is_crypto[symbol]]
+        in_hours = self._expected[self._is_crypto[symbol]]
         there = {kind: counts[kind] for kind in (Arrival.ARRIVED, Arrival.LATE, Arrival.FILLED)}
+        halted = self._older_halted[symbol] + sum(
+            self._count_halted(symbol, halt) for halt in self._halts.get(symbol, ())
+        )
+        # The word of a halt may come after a bar of that time was counted.
+        expected = max(in_hours - halted, sum(there.values()))
         return Completeness(
             expected=expected,
             **{kind.value: count for kind, count in there.items()},
             missing=expected - sum(there.values()),
             outside=counts["outside"],
+            revised=counts["revised"],
+            halted=in_hours - expected,
         )
 
     def total(self) -> Completeness:
         """Return the counts of all symbols together."""
-        parts = [self.of(symbol) for symbol in self.symbols]
-        return Completeness(
-            **{name: sum(getattr(part, name) for part in parts) for name in Completeness.__struct_fields__}
-        )
+        return add_up([self.of(symbol) for symbol in self.symbols])
 
     def minute(self, symbol: str, end_ns: int) -> Arrival | None:
         """Return what became of the bar of `symbol` that ends at `end_ns`.
@@ -161,15 +240,33 @@ class CompletenessTally:
             return found
         if len(self._kept_ends) >= MINUTES_KEPT and end_ns < self._kept_ends[0]:
             return None
-        return Arrival.MISSING if self._hours.is_open(symbol, start_ns) else Arrival.CLOSED
+        if not self._hours.is_open(symbol, start_ns):
+            return Arrival.CLOSED
+        return Arrival.HALTED if self._is_halted(symbol, start_ns) else Arrival.MISSING
+
+    def _is_halted(self, symbol: str, start_ns: int) -> bool:
+        return any(
+            halt.start_ns <= start_ns and (halt.end_ns is None or start_ns < halt.end_ns)
+            for halt in self._halts.get(symbol, ())
+        )
+
+    def _count_halted(self, symbol: str, halt: _Halt) -> int:
+        end_ns = self._end_ns if halt.end_ns is None else min(halt.end_ns, self._end_ns)
+        return self._hours.count_bars(
+            crypto=self._is_crypto[symbol],
+            start_ns=max(halt.start_ns, self._start_ns),
+            end_ns=end_ns,
+            length_ns=self._length_ns,
+        )
 
     def _judge(self) -> None:
         waiting, self._waiting, self._waiting_bars = self._waiting, [], 0
-        for end_ns, filled, bars in waiting:
-            self._advance(end_ns)
-            for symbol, bar_end_ns in bars:
-                if symbol in self._counts:
-                    self._count(symbol, bar_end_ns, end_ns, filled=filled)
+        for end_ns, filled, names, others in waiting:
+            if end_ns:
+                self._advance(end_ns)
+            for name, late_ns in others:
+                self._count((name,), late_ns, end_ns or late_ns + 1, filled=filled)
+            self._count(names, end_ns, end_ns, filled=filled)
 
     def _advance(self, end_ns: int) -> None:
         if not self._end_ns:
@@ -182,9 +279,9 @@ class CompletenessTally:
             )
         self._end_ns = end_ns
 
-    def _count(self, symbol: str, bar_end_ns: int, slice_end_ns: int, *, filled: bool) -> None:
+    def _count(self, symbols: tuple[str, ...], bar_end_ns: int, slice_end_ns: int, *, filled: bool) -> None:
         start_ns = bar_end_ns - self._length_ns
-        if start_ns < self._start_ns:
+        if start_ns < self._start_ns or not symbols:
             return  # of before the count began
         minute = self._minutes.get(bar_end_ns)
         if minute is None:
@@ -192,11 +289,17 @@ class CompletenessTally:
             self._kept_ends.append(bar_end_ns)
             if len(self._kept_ends) > MINUTES_KEPT:
                 del self._minutes[self._kept_ends.popleft()]
-        if symbol in minute:
-            return
         kind = Arrival.FILLED if filled else Arrival.LATE if bar_end_ns < slice_end_ns else Arrival.ARRIVED
-        minute[symbol] = kind
-        self._counts[symbol][kind if self._hours.is_open(symbol, start_ns) else "outside"] += 1
+        is_open: dict[bool, bool] = {}  # by whether it is crypto: asked of the calendar once
+        for symbol in symbols:
+            if symbol in minute:
+                continue
+            minute[symbol] = kind
+            crypto = self._is_crypto[symbol]
+            if crypto not in is_open:
+                is_open[crypto] = self._hours.is_open(symbol, start_ns)
+            is_expected = is_open[crypto] and not (symbol in self._halts and self._is_halted(symbol, start_ns))
+            self._counts[symbol][kind if is_expected else "outside"] += 1
 
 
 class SymbolCompleteness:

@@ -30,12 +30,13 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     close: float
     volume: float
     length_ns: int = MINUTE_NS
-    trade_count: float | None = None
-    vwap: float | None = None
+    trade_count: float | None = None  # trades in the bar
+    vwap: float | None = None  # average price by volume
     revision: int = 0  # above 0: corrects the bar of the same symbol and time
     source: str = ""  # alpaca_stock, alpaca_crypto or empty
     extra: Mapping[str, float] = msgspec.field(default_factory=lambda: NO_EXTRA)  # further numeric fields by name
     ts_recv_ns: int = 0
+    ts_hub_ns: int = 0  # at which the hub received it; 0: the way here does not tell
 
     @property
     def end_ns(self) -> int:
@@ -75,7 +76,59 @@ class BarBatch(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = ()  # reasons of the entries that cannot be used
 
 
-MarketMessage = Bar | BarBatch | News | Watermark
+# Alpaca's codes of both tapes: halted, paused for volatility, opening delayed, no opening today; and traded again.
+_HALTED = frozenset({"H", "P", "1", "2", "4"})
+_TRADED = frozenset({"T", "3"})
+
+
+class TradingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The exchange's word on the trading of one symbol: a halt and its end, or something on the way."""
+
+    symbol: str
+    ts_event_ns: int
+    code: str  # Alpaca's: H or 2 halted, P paused, T or 3 resumed, and others
+    message: str = ""
+    reason_code: str = ""
+    reason: str = ""
+    tape: str = ""
+    ts_recv_ns: int = 0
+
+    @property
+    def is_halt(self) -> bool | None:
+        """Whether the symbol is halted from here on; None: that does not change."""
+        if self.code in _HALTED:
+            return True
+        return False if self.code in _TRADED else None
+
+    def describe(self) -> str:
+        """Return what happened and why, for people."""
+        reason = self.reason or self.reason_code
+        if self.reason and self.reason_code:
+            reason = f"{self.reason} ({self.reason_code})"
+        return f"{self.message or self.code}{f': {reason}' if reason else ''}"
+
+
+class PriceBands(msgspec.Struct, frozen=True, kw_only=True):
+    """Prices between which a symbol may be traded now (limit up, limit down)."""
+
+    symbol: str
+    ts_event_ns: int
+    upper: float
+    lower: float
+    indicator: str = ""
+    tape: str = ""
+    ts_recv_ns: int = 0
+
+
+class BarNote(msgspec.Struct, frozen=True, kw_only=True):
+    """A bar that came and is not delivered, by the declared policy."""
+
+    bar: Bar
+    is_revision: bool = False  # it corrects a bar that was delivered; False: it came too late
+    is_told: bool = False  # the strategy is to hear of it
+
+
+MarketMessage = Bar | BarBatch | News | Watermark | TradingStatus | PriceBands
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ A command for people shows warnings and worse, coloured on a terminal; a service
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import logging
 import os
@@ -31,10 +32,14 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     form: str = CONSOLE  # json, logfmt, google
     shows_source: bool = False  # file and line of the call
     exporter: str = STDERR  # stdout
+    project: str = ""  # of Google Cloud, of the traces that lines belong to
 
 
-def set_up_logging(level: str | None = None) -> None:
+def set_up_logging(level: str | None = None, *, project: str = "") -> None:
     """Send logs of `level` and above to stderr; default `LOG_LEVEL`, otherwise warnings. `LOG_FMT` says how.
+
+    Args:
+        project: of Google Cloud, where its traces are looked for.
 
     Raises:
         ConfigError: for a level or a form that is none.
@@ -43,7 +48,7 @@ def set_up_logging(level: str | None = None) -> None:
     form = os.environ.get("LOG_FMT", "").strip().lower() or CONSOLE
     if form not in (CONSOLE, JSON, LOGFMT, GOOGLE):
         raise ConfigError(f"LOG_FMT={form!r}: expected one of {CONSOLE}, {JSON}, {LOGFMT}, {GOOGLE}")
-    apply_log_settings(LogSettings(level=name, form=form))
+    apply_log_settings(LogSettings(level=name, form=form, project=project))
 
 
 def apply_log_settings(settings: LogSettings) -> None:
@@ -61,7 +66,9 @@ def apply_log_settings(settings: LogSettings) -> None:
         logging.basicConfig(level=max(number, logging.WARNING), stream=stream, format="%(levelname)s %(message)s")
         renderer: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty())
     else:
-        renderer = {JSON: render_json, GOOGLE: render_google}.get(settings.form, render_logfmt)
+        renderer = {JSON: render_json, GOOGLE: functools.partial(render_google, project=settings.project)}.get(
+            settings.form, render_logfmt
+        )
         handler = logging.StreamHandler(stream)
         handler.setFormatter(_LineFormatter(renderer, shows_source=settings.shows_source))
         logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
@@ -93,8 +100,10 @@ def render_logfmt(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     return " ".join(f"{name}={_quote(value)}" for name, value in _order(event).items())
 
 
-def render_google(_: object, __: str, event: MutableMapping[str, Any]) -> str:
+def render_google(_: object, __: str, event: MutableMapping[str, Any], *, project: str = "") -> str:
     """Return an event as one line of JSON with the fields that Google Cloud's logging knows.
+
+    `trace_id` and `span_id` become the fields that show a line with its trace in `project`.
 
     Source: https://cloud.google.com/logging/docs/structured-logging
     """
@@ -109,6 +118,10 @@ def render_google(_: object, __: str, event: MutableMapping[str, Any]) -> str:
     labels = {name: str(event.pop(name)) for name in ("agent", "logger", "source") if name in event}
     if labels:
         shown["logging.googleapis.com/labels"] = labels
+    if trace_id := event.pop("trace_id", ""):
+        shown["logging.googleapis.com/trace"] = f"projects/{project}/traces/{trace_id}" if project else trace_id
+    if span_id := event.pop("span_id", ""):
+        shown["logging.googleapis.com/spanId"] = span_id
     return json.dumps({**shown, **event}, default=str, ensure_ascii=False)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from dry_work.errors import ConfigError
 from dry_work.observability.alerts import mask_url, split_urls
 from dry_work.observability.logging import GOOGLE, JSON, LEVELS, LOGFMT
+from dry_work.observability.tracing import OTLP, STDOUT, TRACES_PATH, TracingSettings
 from dry_work.settings import parse_url, read_variable
 
 DEFAULT_METRICS_PORT = 8088
 DEFAULT_METRICS_SYMBOLS = 500
+AGENT_SERVICE = "dry-work-agent"
 _ON, _OFF = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 
@@ -32,11 +35,18 @@ class WatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     stale_s: float = 300.0  # without a slice while a market is open
     lost_s: float = 30.0  # without a connection
     has_lines: bool = False  # one in the log for each slice and each order that has ended
+    tracing: TracingSettings | None = None
 
     @property
     def is_on(self) -> bool:
         """Tell whether anything is to be told."""
-        return self.has_metrics or bool(self.alert_urls) or bool(self.heartbeat_url) or self.has_lines
+        return (
+            self.has_metrics
+            or bool(self.alert_urls)
+            or bool(self.heartbeat_url)
+            or self.has_lines
+            or bool(self.tracing)
+        )
 
     def __repr__(self) -> str:
         told = ", ".join(map(mask_url, self.alert_urls))
@@ -74,7 +84,47 @@ def read_watch_settings(environment: Mapping[str, str], toml: Mapping[str, Any] 
         # Lines for people are few: these are for machines.
         has_lines=read_variable(environment, "LOG_FMT").lower() in (JSON, LOGFMT, GOOGLE)
         and LEVELS.get(read_variable(environment, "LOG_LEVEL").lower(), 30) <= LEVELS["info"],
+        tracing=read_agent_tracing(environment),
     )
+
+
+def read_agent_tracing(environment: Mapping[str, str]) -> TracingSettings | None:
+    """Return where spans of an agent go by OpenTelemetry's own variables; None: nowhere, which is the default.
+
+    Raises:
+        ConfigError: naming the variable, its value and what is allowed.
+    """
+    base, traces = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    exporter = read_variable(environment, "OTEL_TRACES_EXPORTER").lower()
+    if exporter not in ("", "otlp", "console", "none"):
+        raise ConfigError(f"OTEL_TRACES_EXPORTER={exporter!r}: expected one of otlp, console, none")
+    name = traces if read_variable(environment, traces) else base
+    url = read_variable(environment, name)
+    is_off = _read_switch(environment, "OTEL_SDK_DISABLED", default=False) or exporter == "none"
+    if is_off or (not url and exporter != "console"):
+        return None
+    url = check_collector(url, name) if url else ""
+    if name == base and urlsplit(url).path.strip("/"):
+        url += TRACES_PATH  # what is set is the root of all signals
+    timeout_ms = _read_count(environment, "OTEL_EXPORTER_OTLP_TIMEOUT", 5_000, 3_600_000)
+    return TracingSettings(
+        exporter=STDOUT if exporter == "console" else OTLP,
+        url=url,
+        timeout_s=max(timeout_ms, 1) / 1e3,
+        service_name=read_variable(environment, "OTEL_SERVICE_NAME") or AGENT_SERVICE,
+        is_asked_for=True,
+    )
+
+
+def check_collector(text: str, name: str) -> str:
+    """Return the URL of a collector without a slash at its end.
+
+    Raises:
+        ConfigError: it is none, or carries credentials, which have a variable of their own.
+    """
+    if "@" in text:
+        raise ConfigError(f"{name}: credentials do not belong into a URL; set OTEL_EXPORTER_OTLP_HEADERS")
+    return parse_url(text, name=name)
 
 
 def _read_urls(environment: Mapping[str, str], table: Mapping[str, Any]) -> tuple[str, ...]:

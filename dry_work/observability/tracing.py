@@ -49,6 +49,19 @@ class TracingSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.url if urlsplit(self.url).path.strip("/") else self.url.rstrip("/") + TRACES_PATH
 
 
+class SpanLink(msgspec.Struct, frozen=True):
+    """A span that was recorded, for those that are to be its children and for lines in the log."""
+
+    trace_id: str  # as the collector shows them: hexadecimal
+    span_id: str
+    context: Any  # OpenTelemetry's
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What stands in a line of the log."""
+        return {"trace_id": self.trace_id, "span_id": self.span_id}
+
+
 class Span:
     """A span that is under way; the one of tracing that is off takes all and keeps nothing."""
 
@@ -82,16 +95,25 @@ def trace(name: str, **attributes: str | float | bool) -> AbstractContextManager
     return _NO_SPAN if _tracer is None else _open_span(_tracer, name, attributes)
 
 
-def record_span(name: str, begin_ns: int, end_ns: int, **attributes: str | float | bool) -> None:
-    """Record a span that is over.
+def record_span(
+    name: str, begin_ns: int, end_ns: int, *, parent: SpanLink | None = None, **attributes: str | float | bool
+) -> SpanLink | None:
+    """Record a span that is over; return it for its children, None while tracing is off.
 
     Args:
         begin_ns, end_ns: since 1970.
+        parent: what it is a part of.
         attributes: as of `trace`.
     """
-    if _tracer is not None:
-        span = _tracer.start_span(name, start_time=begin_ns, attributes=_name_all(attributes))
-        span.end(end_time=end_ns)
+    if _tracer is None:
+        return None
+    context = parent.context if parent is not None else None
+    span = _tracer.start_span(name, context=context, start_time=begin_ns, attributes=_name_all(attributes))
+    span.end(end_time=end_ns)
+    from opentelemetry.trace import NonRecordingSpan, set_span_in_context
+
+    ids = span.get_span_context()
+    return SpanLink(f"{ids.trace_id:032x}", f"{ids.span_id:016x}", set_span_in_context(NonRecordingSpan(ids)))
 
 
 def start_tracing(settings: TracingSettings) -> Callable[[], None]:

@@ -4,13 +4,17 @@ The venue tells of an order's executions twice: one by one on the stream, with a
 `filled_avg_price`) in every order it answers. `Books.apply` takes the first, `Books.missing_fill` finds from the
 second what the first did not bring. An execution that a total has covered already is not applied again. What the venue
 takes back (a bust) is a fill of negative quantity, and is undone as if it had never been.
+
+What is known of orders that ended long ago may be in an archive (`Books.let_go`): it is fetched from there whenever the
+venue speaks of one of them again, and no answer differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Protocol
 
 import msgspec
 
@@ -106,16 +110,49 @@ class _Executions:
         self.covered_qty = min(self.covered_qty, self.qty)
 
 
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Executions)
+
+
+class SettledOrder(msgspec.Struct, frozen=True):
+    """An order that is let go of, as the archive keeps it."""
+
+    name: str  # client order id
+    content: bytes
+    execution_ids: tuple[str, ...]
+
+
+class Archive(Protocol):
+    """Where what is known of orders goes that are let go of."""
+
+    def put(self, orders: Sequence[SettledOrder]) -> bool:
+        """Take orders, all or none; False when that fails."""
+
+    def find(self, name: str) -> bytes | None:
+        """Return the content of an order, None when it is none of these."""
+
+    def has_execution(self, execution_id: str) -> bool:
+        """Tell whether an execution belongs to one of these orders."""
+
+
 class Books:
     """Cash and positions of the account.
 
     Args:
         cash: of the snapshot.
         positions: of the snapshot.
+        archive: for orders that are let go of; None: all stay in memory.
     """
 
-    def __init__(self, *, cash: Decimal = ZERO, positions: Iterable[VenuePosition] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        cash: Decimal = ZERO,
+        positions: Iterable[VenuePosition] = (),
+        archive: Archive | None = None,
+    ) -> None:
         self.cash = cash
+        self._archive = archive
         self._positions: dict[str, HeldPosition] = {}
         self._executions: dict[str, _Executions] = {}
         self._seen: set[str] = set()
@@ -156,12 +193,12 @@ class Books:
 
     def filled_qty(self, client_order_id: str) -> Decimal:
         """Return how much of an order has been applied."""
-        known = self._executions.get(client_order_id)
+        known = self._look_up(client_order_id)
         return known.qty if known is not None else ZERO
 
     def find_execution(self, client_order_id: str, execution_id: str) -> tuple[Decimal, Decimal] | None:
         """Return quantity and price of an execution that was applied, None when it is not known by its id."""
-        known = self._executions.get(client_order_id)
+        known = self._look_up(client_order_id)
         for entry in known.entries if known is not None else ():
             if execution_id and entry.execution_id == execution_id:
                 return entry.qty, entry.value / entry.qty
@@ -170,7 +207,7 @@ class Books:
     def restore(self, fill: Fill) -> None:
         """Take note of a fill that cash and positions hold already, so that it is not applied again."""
         self._seen.add(fill.execution_id)
-        executions = self._executions.setdefault(fill.client_order_id, _Executions())
+        executions = self._fetch(fill.client_order_id)
         value = abs(fill.qty) * fill.price
         if fill.qty < 0:
             executions.take_back(fill.previous_execution_id, -fill.qty, value)
@@ -179,6 +216,40 @@ class Books:
         prefix, _, total = fill.execution_id.rpartition(":")
         if prefix == fill.client_order_id and _is_number(total):  # it was found in a total
             executions.covered_qty = max(executions.covered_qty, Decimal(total))
+
+    def let_go(self, client_order_ids: Iterable[str]) -> None:
+        """Put what is known of orders that have ended into the archive; when it takes nothing, all stays as it is."""
+        if self._archive is None:
+            return
+        orders: list[SettledOrder] = []
+        for name in client_order_ids:
+            known = self._look_up(name) or _Executions()
+            ids = tuple(entry.execution_id for entry in known.entries if entry.execution_id)
+            orders.append(SettledOrder(name, _encoder.encode(known), ids))
+        if not self._archive.put(orders):
+            return
+        for order in orders:
+            self._executions.pop(order.name, None)
+            self._seen.difference_update(order.execution_ids)
+
+    def is_let_go(self, client_order_id: str) -> bool:
+        """Tell whether an order is in the archive."""
+        return self._archive is not None and self._archive.find(client_order_id) is not None
+
+    def _look_up(self, client_order_id: str) -> _Executions | None:
+        """Return what is known of an order, not to be changed; None when that is nothing."""
+        known = self._executions.get(client_order_id)
+        if known is None and self._archive is not None:
+            content = self._archive.find(client_order_id)
+            known = None if content is None else _decoder.decode(content)
+        return known
+
+    def _fetch(self, client_order_id: str) -> _Executions:
+        """Return what is known of an order, to be changed: from now on it is in memory."""
+        known = self._executions.get(client_order_id)
+        if known is None:
+            known = self._executions[client_order_id] = self._look_up(client_order_id) or _Executions()
+        return known
 
     def ignore(self, execution_id: str) -> None:
         """Let an execution that was taken back not be applied, should it still come."""
@@ -194,7 +265,9 @@ class Books:
         """Tell whether the fill is known by its id, or covered by a total."""
         if fill.execution_id in self._seen:
             return True
-        known = self._executions.get(fill.client_order_id)
+        if self._archive is not None and self._archive.has_execution(fill.execution_id):
+            return True
+        known = self._look_up(fill.client_order_id)
         return known is not None and fill.filled_qty is not None and fill.filled_qty <= known.covered_qty
 
     def apply(self, fill: Fill) -> PositionChange | None:
@@ -205,7 +278,7 @@ class Books:
             return None
         self._seen.add(fill.execution_id)
         value = fill.qty * fill.price
-        executions = self._executions.setdefault(fill.client_order_id, _Executions())
+        executions = self._fetch(fill.client_order_id)
         if fill.qty < 0:
             executions.take_back(fill.previous_execution_id, -fill.qty, -value)
         else:
@@ -239,7 +312,7 @@ class Books:
         total = order.filled_qty
         if total <= 0 or order.filled_avg_price is None:
             return None
-        executions = self._executions.setdefault(order.client_order_id, _Executions())
+        executions = self._fetch(order.client_order_id)
         # An execution behind the total is none of its parts; one that does not say where it stands is taken as one.
         parts = [entry for entry in executions.entries if entry.filled_qty is None or entry.filled_qty <= total]
         qty = total - sum((part.qty for part in parts), ZERO)
@@ -270,7 +343,7 @@ class Books:
         Args:
             execution_id: of the execution that was taken back, if it is known.
         """
-        known = self._executions.get(order.client_order_id)
+        known = self._look_up(order.client_order_id)
         qty = known.qty - order.filled_qty if known is not None else ZERO
         if known is None or qty <= 0:
             return None

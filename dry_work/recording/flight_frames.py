@@ -48,7 +48,7 @@ from dry_work.broker.outcomes import (
     ReplacementTaken,
 )
 from dry_work.errors import BrokerError
-from dry_work.market.messages import News, Slice
+from dry_work.market.messages import BarNote, News, PriceBands, Slice, TradingStatus
 from dry_work.orders.model import Execution, TradeEvent, VenueOrder
 from dry_work.orders.risk import RiskState
 from dry_work.ports import SourceFailed, SourceStatus
@@ -136,8 +136,8 @@ class FinishRecord(msgspec.Struct, frozen=True, kw_only=True):
 _TYPES: Mapping[str, Any] = {
     kind.__name__: kind
     for kind in (
-        Slice, News, SourceStatus, TradeEvent, AccountState, OrderTaken, OrderRefused, OrderUnresolved, CancelRefused,
-        OrderLookedUp, ReplacementTaken, ReplacementRefused,
+        Slice, News, TradingStatus, PriceBands, BarNote, SourceStatus, TradeEvent, AccountState, OrderTaken,
+        OrderRefused, OrderUnresolved, CancelRefused, OrderLookedUp, ReplacementTaken, ReplacementRefused,
     )
 }  # fmt: skip
 _ANSWERS: Mapping[str, Any] = {

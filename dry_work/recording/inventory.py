@@ -14,7 +14,7 @@ from dry_work.clock import DAY_NS, MINUTE_NS
 from dry_work.errors import ConfigError, DataFileError
 from dry_work.feeds.recorded_files import RepairLog, read_columns, read_names, read_time_column
 from dry_work.feeds.recorded_places import SourceFile, describe_length, fetch_files, find_files, parse_frame
-from dry_work.market.calendar import SessionCalendar
+from dry_work.market.calendar import SessionCalendar, shared_calendar
 from dry_work.market.symbols import parse_symbol
 from dry_work.recording.gaps import GapReport, find_gaps, infer_length
 from dry_work.recording.log import SUFFIX, SessionReader, find_segments, find_sessions
@@ -121,7 +121,7 @@ def take_inventory(
                 damaged.append(str(error))
             if on_file is not None:
                 on_file(number, len(every))
-    calendar = calendar or SessionCalendar()
+    calendar = calendar or shared_calendar()
     return Inventory(
         holdings=tuple(_summarise(*key, gathered, calendar) for key, gathered in sorted(_name_frames(found).items())),
         logs=tuple(_read_log(folder) for folder in folders),

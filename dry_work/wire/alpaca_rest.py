@@ -6,6 +6,7 @@ without losing a digit of a number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -288,8 +289,13 @@ def encode_error(code: int, message: str, context: Mapping[str, object] | None =
 
 
 def parse_error(body: bytes | str) -> tuple[int | None, str]:
-    """Return code and message of a refusal's body; whatever is no such body is the message itself, shortened."""
+    """Return code and message of a refusal's body; whatever is no such body is the message itself, shortened.
+
+    Of a page of a gateway between, such as "503 Service Temporarily Unavailable", the words are the message.
+    """
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    if text.lstrip().startswith("<"):
+        return None, " ".join(re.sub(r"<[^>]*>", " ", text).split())[:200]
     try:
         payload = parse_json(text)
     except CodecError:

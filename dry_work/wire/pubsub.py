@@ -11,17 +11,43 @@ import keyword
 import math
 import re
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 import orjson
 
-from dry_work.clock import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
+from dry_work.clock import MINUTE_NS
 from dry_work.errors import CodecError
-from dry_work.market.messages import NO_EXTRA, Bar, BarBatch, Envelope, News, Watermark
+from dry_work.market.messages import (
+    NO_EXTRA,
+    Bar,
+    BarBatch,
+    Envelope,
+    MarketMessage,
+    News,
+    PriceBands,
+    TradingStatus,
+    Watermark,
+)
 from dry_work.market.symbols import encode_attribute, is_symbol, parse_attribute
+from dry_work.wire.statuses import BANDS, STATUS, build_status_body, parse_status_body
+from dry_work.wire.times import TIME_LIMIT_NS, encode_time, parse_time
+
+__all__ = [
+    "RESERVED_NAMES",
+    "encode_bar",
+    "encode_batch",
+    "encode_news",
+    "encode_order_update",
+    "encode_status",
+    "encode_time",
+    "encode_watermark",
+    "is_extra_name",
+    "parse_message",
+    "parse_sequence",
+    "parse_time",
+]
 
 BATCH_ENCODING = "batch"
 
@@ -33,33 +59,26 @@ _BAR_KEYS = frozenset(
 # What a Backtrader data, or our feed, has under a name of its own: an extra field would hide it, or be hidden.
 # fmt: off
 RESERVED_NAMES = frozenset((
-    "CONNBROKEN", "CONNECTED", "Close", "DELAYED", "DISCONNECTED", "DateTime", "High", "IndType", "LIVE", "LineOrder",
-    "Low", "NOTSUBSCRIBED", "NOTSUPPORTED_TF", "ObsType", "Open", "OpenInterest", "StratType", "UNKNOWN", "Volume",
-    "addfilter", "addfilter_simple", "addminperiod", "advance", "advance_peek", "alias", "aliased", "array",
-    "backwards", "bar_length_ns", "bars_delivered", "bars_dropped", "buflen", "clone", "close", "compensate", "copyas",
-    "csv", "date2num", "datetime", "do_qcheck", "engine_driven", "extend", "extra_names", "extrasize", "finish",
-    "forward", "fromdate", "frompackages", "fullsize", "get", "get_notifications", "getenvironment", "getfeed",
-    "getlinealiases", "getwriterheaders", "getwriterinfo", "getwritervalues", "haslivedata", "high", "home",
-    "incminperiod", "islive", "itersize", "l", "last_end_ns", "line", "linealias", "lines", "load", "low",
-    "market_time", "minbuffer", "next", "nextstart", "notifs", "num2date", "offer", "once", "oncestart", "open",
-    "openinterest", "p", "packages", "params", "plotinfo", "plotlabel", "plotlines", "preload", "prenext", "preonce",
-    "put_notification", "qbuffer", "replay", "replaying", "resample", "resampling", "reset", "rewind", "sessionend",
-    "sessionstart", "setenvironment", "setminperiod", "size", "start", "stop", "symbol", "tick_close", "tick_datetime",
-    "tick_high", "tick_last", "tick_low", "tick_open", "tick_openinterest", "tick_volume", "todate", "topic",
-    "updateminperiod", "volume",
+    "CONNBROKEN", "CONNECTED", "Close", "DELAYED", "DISCONNECTED", "DateTime", "High", "IndType", "LIVE",
+    "LineOrder", "Low", "NOTSUBSCRIBED", "NOTSUPPORTED_TF", "ObsType", "Open", "OpenInterest", "StratType",
+    "UNKNOWN", "Volume", "addfilter", "addfilter_simple", "addminperiod", "advance", "advance_peek", "alias",
+    "aliased", "array", "backwards", "bar_length_ns", "bars_delivered", "bars_dropped", "buflen", "clone", "close",
+    "compensate", "completeness", "copyas", "csv", "date2num", "datetime", "do_qcheck", "engine_driven", "extend",
+    "extra_names", "extrasize", "finish", "forward", "fromdate", "frompackages", "fullsize", "get",
+    "get_notifications", "getenvironment", "getfeed", "getlinealiases", "getwriterheaders", "getwriterinfo",
+    "getwritervalues", "haslivedata", "high", "home", "incminperiod", "islive", "itersize", "l", "last_end_ns",
+    "line", "linealias", "lines", "load", "low", "market_time", "minbuffer", "next", "nextstart", "notifs",
+    "num2date", "offer", "once", "oncestart", "open", "openinterest", "p", "packages", "params", "plotinfo",
+    "plotlabel", "plotlines", "preload", "prenext", "preonce", "put_notification", "qbuffer", "replay", "replaying",
+    "resample", "resampling", "reset", "rewind", "sessionend", "sessionstart", "setenvironment", "setminperiod",
+    "size", "start", "stop", "symbol", "tick_close", "tick_datetime", "tick_high", "tick_last", "tick_low",
+    "tick_open", "tick_openinterest", "tick_volume", "todate", "topic", "trading", "updateminperiod", "volume",
 ))
 # fmt: on
 _NUMBERED_LINE = re.compile(r"line_?\d+", re.ASCII)
 
-_TIME = re.compile(
-    r"(\d{4})-?(\d\d)-?(\d\d)"
-    r"(?:[Tt ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d{1,32}))?)?\s?(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?)?",
-    re.ASCII,
-)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 _INTEGER = re.compile(r"\d{1,18}", re.ASCII)
-_EPOCH_DAY = date(1970, 1, 1).toordinal()
-_TIME_LIMIT_NS = 2**63
 
 
 def is_extra_name(name: str) -> bool:
@@ -73,45 +92,12 @@ def is_extra_name(name: str) -> bool:
     )
 
 
-def parse_time(text: str) -> int:
-    """Return an ISO 8601 time as nanoseconds since 1970; a time without zone is UTC, a date alone is its midnight.
+def encode_bar(bar: Bar, *, epoch: str = "", seq: int = 0, hub_ns: int = 0) -> tuple[bytes, dict[str, str]]:
+    """Return payload and attributes of a bar; fields that are not finite numbers are left out.
 
-    Digits beyond the nanosecond are cut.
-
-    Raises:
-        ValueError: when it is no such time, or outside 1970 to 2262.
+    Args:
+        hub_ns: when the publisher received it, 0: that is not told.
     """
-    match = _TIME.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text[:40]!r} is no ISO 8601 time")
-    year, month, day, hour, minute, second, fraction, _, sign, zone_hour, zone_minute = match.groups()
-    h, m, s = int(hour or 0), int(minute or 0), int(second or 0)
-    zh, zm = int(zone_hour or 0), int(zone_minute or 0)
-    if h > 23 or m > 59 or s > 59 or zh > 23 or zm > 59:
-        raise ValueError(f"{text[:40]!r} is no ISO 8601 time")
-    days = date(int(year), int(month), int(day)).toordinal() - _EPOCH_DAY
-    nanos = int((fraction or "0")[:9].ljust(9, "0"))
-    zone_ns = (zh * HOUR_NS + zm * MINUTE_NS) * (-1 if sign == "-" else 1)
-    time_ns = days * DAY_NS + h * HOUR_NS + m * MINUTE_NS + s * SECOND_NS + nanos - zone_ns
-    if not 0 <= time_ns < _TIME_LIMIT_NS:
-        raise ValueError(f"{text[:40]!r} is outside 1970 to 2262")
-    return time_ns
-
-
-def encode_time(time_ns: int) -> str:
-    """Return the time as RFC 3339 UTC with 0, 3, 6 or 9 digits of a second, as few as hold it."""
-    seconds, nanos = divmod(time_ns, SECOND_NS)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    if nanos == 0:
-        return f"{text}Z"
-    digits = f"{nanos:09d}"
-    while digits.endswith("000"):
-        digits = digits[:-3]
-    return f"{text}.{digits}Z"
-
-
-def encode_bar(bar: Bar, *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[str, str]]:
-    """Return payload and attributes of a bar; fields that are not finite numbers are left out."""
     body: dict[str, Any] = {
         "type": "bar",
         "symbol": bar.symbol,
@@ -132,7 +118,7 @@ def encode_bar(bar: Bar, *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[
     for name, value in bar.extra.items():
         if math.isfinite(value):
             body.setdefault(name, value)
-    return orjson.dumps(body), _build_attributes(symbol=bar.symbol, epoch=epoch, seq=seq)
+    return orjson.dumps(body), _build_attributes(symbol=bar.symbol, epoch=epoch, seq=seq, hub_ns=hub_ns)
 
 
 def encode_watermark(mark: Watermark, *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[str, str]]:
@@ -147,6 +133,12 @@ def encode_watermark(mark: Watermark, *, epoch: str = "", seq: int = 0) -> tuple
     if mark.last:
         body["last"] = True
     return orjson.dumps(body), _build_attributes(kind="watermark", epoch=epoch, seq=seq)
+
+
+def encode_status(status: TradingStatus | PriceBands, *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[str, str]]:
+    """Return payload and attributes of a trading status or of price bands."""
+    body = build_status_body(status)
+    return orjson.dumps(body), _build_attributes(kind=body["type"], symbol=status.symbol, epoch=epoch, seq=seq)
 
 
 def encode_news(news: News, *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[str, str]]:
@@ -188,7 +180,8 @@ def parse_message(
     if attributes.get("encoding") == BATCH_ENCODING:
         return _parse_batch(topic, data, attributes, recv_ns=recv_ns, length_ns=length_ns)
     if attributes.get("type", "bar") == "bar":
-        bar = _read_plain(data, attributes.get("symbol", ""), recv_ns=recv_ns, length_ns=length_ns)
+        hub_ns = _parse_hub_time(attributes)
+        bar = _read_plain(data, attributes.get("symbol", ""), recv_ns=recv_ns, hub_ns=hub_ns, length_ns=length_ns)
         if bar is not None:
             epoch, seq = parse_sequence(attributes)
             return Envelope(topic=topic, message=bar, epoch=epoch, seq=seq)
@@ -197,23 +190,31 @@ def parse_message(
     if kind is None:
         kind = attributes.get("type") or "bar"
     ignored: tuple[str, ...] = ()
-    message: Bar | News | Watermark
+    message: MarketMessage
     if kind == "bar":
         message, ignored = _parse_bar(data, body, attributes, recv_ns=recv_ns, length_ns=length_ns)
     elif kind == "watermark":
         message = _parse_watermark(data, body)
     elif kind == "news":
         message = _parse_news(data, body, recv_ns=recv_ns)
+    elif kind in (STATUS, BANDS):
+        message = parse_status_body(body, recv_ns=recv_ns)
     else:
         raise CodecError("unknown type", data=data)
     epoch, seq = parse_sequence(attributes)
     return Envelope(topic=topic, message=message, epoch=epoch, seq=seq, ignored_fields=ignored)
 
 
-def encode_batch(bars: Iterable[Bar], *, epoch: str = "", seq: int = 0) -> tuple[bytes, dict[str, str]]:
-    """Return payload and attributes of the batch form: an array of bars, for subscriptions without a filter."""
+def encode_batch(
+    bars: Iterable[Bar], *, epoch: str = "", seq: int = 0, hub_ns: int = 0
+) -> tuple[bytes, dict[str, str]]:
+    """Return payload and attributes of the batch form: an array of bars, for subscriptions without a filter.
+
+    Args:
+        hub_ns: when the publisher received the last of them, 0: that is not told.
+    """
     payload = b"[" + b",".join(encode_bar(bar)[0] for bar in bars) + b"]"
-    return payload, {**_build_attributes(epoch=epoch, seq=seq), "encoding": BATCH_ENCODING}
+    return payload, {**_build_attributes(epoch=epoch, seq=seq, hub_ns=hub_ns), "encoding": BATCH_ENCODING}
 
 
 class _PlainBar(msgspec.Struct, forbid_unknown_fields=True):
@@ -237,30 +238,30 @@ _plain_bar = msgspec.json.Decoder(_PlainBar)
 _plain_bars = msgspec.json.Decoder(list[_PlainBar])
 
 
-def _read_plain(data: bytes, symbol: str, *, recv_ns: int, length_ns: int) -> Bar | None:
+def _read_plain(data: bytes, symbol: str, *, recv_ns: int, hub_ns: int, length_ns: int) -> Bar | None:
     """Return a bar of the usual form; None when the body is any other, which `_parse_bar` then reads or refuses."""
     try:
         body = _plain_bar.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return _build_plain(body, symbol or body.symbol, recv_ns=recv_ns, length_ns=length_ns)
+    return _build_plain(body, symbol or body.symbol, recv_ns=recv_ns, hub_ns=hub_ns, length_ns=length_ns)
 
 
-def _read_plain_batch(data: bytes, *, recv_ns: int, length_ns: int) -> tuple[Bar, ...] | None:
+def _read_plain_batch(data: bytes, *, recv_ns: int, hub_ns: int, length_ns: int) -> tuple[Bar, ...] | None:
     try:
         bodies = _plain_bars.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     bars: list[Bar] = []
     for body in bodies:
-        bar = _build_plain(body, body.symbol, recv_ns=recv_ns, length_ns=length_ns)
+        bar = _build_plain(body, body.symbol, recv_ns=recv_ns, hub_ns=hub_ns, length_ns=length_ns)
         if bar is None:
             return None
         bars.append(bar)
     return tuple(bars)
 
 
-def _build_plain(body: _PlainBar, symbol: str, *, recv_ns: int, length_ns: int) -> Bar | None:
+def _build_plain(body: _PlainBar, symbol: str, *, recv_ns: int, hub_ns: int, length_ns: int) -> Bar | None:
     canonical, start_ns = _known_symbol(symbol), _known_time(body.timestamp)
     volume, revision, vwap, trade_count = body.volume, body.revision, body.vwap, body.trade_count
     if (
@@ -270,7 +271,7 @@ def _build_plain(body: _PlainBar, symbol: str, *, recv_ns: int, length_ns: int) 
         or not (body.open > 0 and body.high > 0 and body.low > 0 and body.close > 0)
         or body.open + body.high + body.low + body.close + volume == math.inf
         or volume < 0
-        or not 0 <= revision < _TIME_LIMIT_NS
+        or not 0 <= revision < TIME_LIMIT_NS
         or (vwap is not None and not math.isfinite(vwap))
         or (trade_count is not None and not math.isfinite(trade_count))
     ):
@@ -290,6 +291,7 @@ def _build_plain(body: _PlainBar, symbol: str, *, recv_ns: int, length_ns: int) 
         source=body.source,
         extra=NO_EXTRA,
         ts_recv_ns=recv_ns,
+        ts_hub_ns=hub_ns,
     )
 
 
@@ -310,7 +312,7 @@ def _known_time(text: str) -> int:
 
 
 def _parse_batch(topic: str, data: bytes, attributes: Mapping[str, str], *, recv_ns: int, length_ns: int) -> Envelope:
-    plain = _read_plain_batch(data, recv_ns=recv_ns, length_ns=length_ns)
+    plain = _read_plain_batch(data, recv_ns=recv_ns, hub_ns=_parse_hub_time(attributes), length_ns=length_ns)
     if plain is not None:
         epoch, seq = parse_sequence(attributes)
         return Envelope(topic=topic, message=BarBatch(bars=plain), epoch=epoch, seq=seq)
@@ -346,7 +348,7 @@ def parse_sequence(attributes: Mapping[str, str]) -> tuple[str, int]:
     return epoch, int(seq)
 
 
-def _build_attributes(*, kind: str = "", symbol: str = "", epoch: str, seq: int) -> dict[str, str]:
+def _build_attributes(*, kind: str = "", symbol: str = "", epoch: str, seq: int, hub_ns: int = 0) -> dict[str, str]:
     attributes = {}
     if symbol:
         attributes["symbol"] = encode_attribute(symbol)
@@ -355,7 +357,14 @@ def _build_attributes(*, kind: str = "", symbol: str = "", epoch: str, seq: int)
     if epoch:
         attributes["epoch"] = epoch
         attributes["seq"] = str(seq)
+    if hub_ns:
+        attributes["hub_ns"] = str(hub_ns)
     return attributes
+
+
+def _parse_hub_time(attributes: Mapping[str, str]) -> int:
+    text = attributes.get("hub_ns", "")
+    return int(text) if len(text) <= 19 and text.isascii() and text.isdigit() else 0
 
 
 def _parse_object(data: bytes) -> dict[str, Any]:
@@ -400,7 +409,7 @@ def _parse_integer(value: object) -> int | None:
     """Return a whole number, or text of one, that is not negative; None for anything else."""
     if isinstance(value, str):
         return int(value) if _INTEGER.fullmatch(value) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _TIME_LIMIT_NS:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < TIME_LIMIT_NS:
         return None
     return int(value) if value == int(value) else None
 
@@ -448,6 +457,7 @@ def _parse_bar(
         source=source if isinstance(source, str) else "",
         extra=extra,
         ts_recv_ns=recv_ns,
+        ts_hub_ns=_parse_hub_time(attributes),
     )
     return bar, tuple(ignored)
 

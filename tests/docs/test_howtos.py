@@ -178,12 +178,3 @@ def test_a_json_block_is_json_line_by_line_or_as_a_whole(block: Block) -> None:
     except json.JSONDecodeError:
         for line in block.text.splitlines():
             json.loads(line)
-
-
-def test_a_link_to_another_page_leads_somewhere() -> None:
-    broken = []
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                broken.append(f"{page.name}: {target}")
-    assert broken == []

@@ -21,6 +21,7 @@ from typing import Any
 
 from websockets.exceptions import ConnectionClosed
 
+from dry_work.hub.upstreams.connection import UpstreamTiming
 from tests.faults.hub_clients import BARS, ORDERS, TRADES, Listener
 from tests.faults.hub_hostile import Attack
 from tests.faults.hub_world import World, remove_folder, until
@@ -31,6 +32,9 @@ BACK_WITHIN_S = 20.0  # of the start of what was killed; a hub's part at NATS is
 OUTAGE_S = 3.0
 HEALTHY_S = 31.0  # between two cases: after so long the hub's waits begin anew
 HEARTBEATS = {"STREAM_PROXY_HEARTBEAT_INTERVAL_SECS": "0.5", "STREAM_PROXY_HEARTBEAT_TIMEOUT_SECS": "1.5"}
+ORDER_CHECK_S = 2.0
+ORDER_GRACE_S = UpstreamTiming().order_grace_s
+VARIABLES = {**HEARTBEATS, "ORDER_CHECK_INTERVAL": f"{ORDER_CHECK_S:g}"}
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ ORDER_FAULTS = (
     # The answer to authentication may be what does not come: its time is ten seconds.
     _frames("half_open", live_within_s=AUTH_TIMEOUT_S + LIVE_WITHIN_S),
     _frames("slow"),
+    # It shows when the orders are compared; pings are answered.
+    _frames("silent", live_within_s=ORDER_CHECK_S + ORDER_GRACE_S + LIVE_WITHIN_S),
     *(_login(code) for code in (402, 406, 409, 500)),
     *(_handshake(status) for status in (401, 403, 429, 500, 503)),
     *(_catch_up(status) for status in (401, 403, 429, 500)),
@@ -371,7 +377,7 @@ def judge_in_worlds(
 
     def work(number: int) -> list[Verdict]:
         verdicts = []
-        world = World(folder / f"world-{number}", variables=HEARTBEATS)
+        world = World(folder / f"world-{number}", variables=VARIABLES)
         try:
             judge = Judge(world)
             for case in cases[number::jobs]:
@@ -392,9 +398,9 @@ def judge_in_worlds(
 def check_end(world: World) -> Verdict:
     """Stop the hub in order; say whether its counts agree."""
     verdict = Verdict(Case(kill=STOPPED))
-    world.pause()
-    world.market.may_send.clear()
     try:
+        world.pause()
+        world.market.may_send.clear()
         wrong = check_counts(world.stop_hub())
     except AssertionError as error:
         wrong = [str(error)]

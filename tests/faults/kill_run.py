@@ -81,15 +81,25 @@ class Stage:
     Args:
         folder: of this run.
         pubsub: address of a Pub/Sub server, which many share.
+        rules: of the exchange, as its options.
     """
 
-    def __init__(self, folder: Path, *, recording: Path, pubsub: str, market: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        recording: Path,
+        pubsub: str,
+        market: str,
+        symbols: tuple[str, ...] = ("SPY",),
+        rules: tuple[str, ...] = ("--rules", "alpaca", "--matching", "volume"),
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "symbols.txt").write_text("SPY\n")
+        (folder / "symbols.txt").write_text("".join(f"{symbol}\n" for symbol in symbols))
         self.exchange = Program(
-            "exchange", "--data", str(recording), "--rules", "alpaca", "--matching", "volume", "--port", "0",
-            *MARKETS[market], *(("--consumers", "1") if market == "flowing" else ()), folder=folder, log="exchange.log",
+            "exchange", "--data", str(recording), *rules, "--port", "0", *MARKETS[market],
+            *(("--consumers", "1") if market == "flowing" else ()), folder=folder, log="exchange.log",
         )  # fmt: skip
         self.hub: Program | None = None
         self.url = ""

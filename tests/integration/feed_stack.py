@@ -17,7 +17,7 @@ from dry_work.hub.access import Access
 from dry_work.hub.service import HubService
 from dry_work.hub.upstreams.connection import UpstreamTiming
 from dry_work.market.messages import Slice
-from dry_work.ports import SourceFailed, SourceStatus
+from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
 from dry_work.settings import FeedSettings
 from dry_work.wakeup import Wakeup
 
@@ -39,6 +39,7 @@ class Reader:
         self.source = source
         self.wakeup = Wakeup()
         self.statuses: list[SourceStatus] = []
+        self.others: list[SourceEvent] = []
         self._kept: deque[Slice] = deque()  # came while a status was waited for
 
     def start(self) -> Reader:
@@ -54,6 +55,9 @@ class Reader:
             if isinstance(event, SourceStatus):
                 self.statuses.append(event)
                 continue
+            if event is not None:
+                self.others.append(event)
+                continue
             left_s = end_s - time.monotonic()
             assert left_s > 0, f"nothing came; {dict(self.source.counters())}"
             wait_s = self.source.wait_s()
@@ -68,7 +72,9 @@ class Reader:
                 return event
             if isinstance(event, SourceStatus):
                 self.statuses.append(event)
-            elif event is None:
+            elif event is not None:
+                self.others.append(event)
+            else:
                 wait_s = self.source.wait_s()
                 self.wakeup.wait(left_s if wait_s is None else min(wait_s, left_s))
         return None
@@ -93,8 +99,10 @@ class Reader:
                 self.statuses.append(event)
             elif isinstance(event, Slice):
                 self._kept.append(event)
+            elif event is not None:
+                assert not isinstance(event, SourceFailed), event
+                self.others.append(event)
             else:
-                assert event is None, event
                 self.wakeup.wait(0.05)
 
     def count(self, name: str) -> int:

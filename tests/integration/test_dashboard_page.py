@@ -158,10 +158,15 @@ def test_late_and_silent_symbols_are_told_apart_from_fresh_ones(chromium: Browse
             board.rows[name], crypto=True, bar_ms=board.head.market_ms - age * 60_000
         )
     board.rows["S0"] = msgspec.structs.replace(board.rows["S0"], crypto=True)
+    board.rows["S3"] = msgspec.structs.replace(
+        board.rows["S2"], symbol="S3", paused="Trading Halt: News Pending"
+    )  # as silent as the one before, and the exchange has said why
     with shown(chromium, board=board) as page:
         page.wait("document.querySelectorAll('.symbol').length === 4")
         found = page.run("[...document.querySelectorAll('.symbol')].map(row => row.dataset.state)")
-        assert found[:3] == ["fresh", "late", "stale"]
+        assert found == ["fresh", "late", "stale", "paused"]
+        assert "⏸" in page.text(".symbol:nth-child(4)")
+        assert "Trading Halt: News Pending" in page.run("document.querySelector('.symbol:nth-child(4)').title")
         assert "! 30m 00s" in page.text(".symbol:nth-child(3) .age")
         assert "1 stale" in page.text("#symbol-count")
 

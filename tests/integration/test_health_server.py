@@ -23,7 +23,7 @@ from dry_work.hub.health_checks import AccountChecks
 from dry_work.hub.health_server import HealthServer
 from dry_work.hub.observation_settings import ObservationSettings
 from dry_work.hub.ports import SinkStatus
-from dry_work.hub.service import HubStatus
+from dry_work.hub.status import HubStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 
 DEADLINE_S = 30.0

@@ -55,6 +55,7 @@ class Reader:
             request={"name": self._path, "topic": f"projects/{PROJECT}/topics/{topic}", "ack_deadline_seconds": 60}
         )
         self.attributes: dict[int, dict[str, str]] = {}
+        self.hub_times: list[int] = []  # at which the hub had a bar, 0 of other messages
 
     def read(self, count: int) -> list[Envelope]:
         """Return the next `count` messages in the order of their numbers."""
@@ -67,6 +68,7 @@ class Reader:
             request = {"subscription": self._path, "max_messages": count - len(found)}
             for received in self._client.pull(request=request, timeout=left_s, retry=None).received_messages:
                 attributes = dict(received.message.attributes)
+                self.hub_times.append(int(attributes.pop("hub_ns", 0)))
                 self.attributes[int(attributes["seq"])] = attributes
                 found.append(parse_message(self._topic, received.message.data, attributes, recv_ns=0))
         return sorted(found, key=lambda envelope: envelope.seq)
@@ -144,6 +146,7 @@ def test_a_slice_arrives_on_its_topics_with_attributes_numbers_and_watermarks(st
     stack.start_hub(["aapl", "BRK.B", "BTC/USD"], codec=codec)
     stack.upstream.wait_subscribed({"AAPL", "BRK.B"})
     stack.upstream.wait_subscribed({"BTC/USD"}, "/v1beta3/crypto/us")
+    began_ns = time.time_ns()
     for number, last in ((1, False), (2, True)):
         stack.upstream.send_slice(number, ["AAPL", "BRK.B"][: 3 - number], last=last)
         stack.upstream.send_slice(number, ["BTC/USD"], "/v1beta3/crypto/us", last=last)
@@ -161,6 +164,9 @@ def test_a_slice_arrives_on_its_topics_with_attributes_numbers_and_watermarks(st
     assert stack.market.attributes[1] == {"symbol": "AAPL", "epoch": "e1", "seq": "1"}
     assert stack.market.attributes[3] == {"type": "watermark", "epoch": "e1", "seq": "3"}
     assert stack.crypto.attributes[1] == {"symbol": "BTC-USD", "epoch": "e1", "seq": "1"}
+    times = sorted(stack.market.hub_times)
+    assert times[:2] == [0, 0]  # the watermarks
+    assert all(began_ns <= at <= time.time_ns() for at in times[2:])
     assert stack.hub is not None
     stack.hub.stop()
     status = stack.hub.status()

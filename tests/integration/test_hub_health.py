@@ -328,7 +328,8 @@ def test_clients_of_grpc_and_what_they_get_are_counted(stack: Stack) -> None:
         wait_until(lambda: stack.upstream.open and stack.upstream.open[0].authenticated, "the upstream is there")
         stack.upstream.send([make_quote(7)])
         assert next(call).quote.bid_price == 7.0
-        assert stack.metrics()["alpaca_proxy_messages_sent_total", "stock_quote"] == 1
+        # It is counted once it is written, which may be after it has come.
+        wait_until(lambda: stack.metrics()["alpaca_proxy_messages_sent_total", "stock_quote"] == 1, "it is counted")
         assert stack.health()["clients"]["total"] == 1
         call.cancel()
     wait_until(lambda: stack.metrics()["alpaca_proxy_grpc_clients",] == 0, "the client is gone")

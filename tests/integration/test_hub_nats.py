@@ -425,6 +425,36 @@ async def test_what_nats_forgot_before_it_was_read_is_published_again(stack: Sta
     await client.close()
 
 
+async def test_all_updates_that_nats_forgot_are_published_again_in_their_order(stack: Stack) -> None:
+    sink = stack.start_hub()
+    hub, count = stack.hubs["a"], 500
+
+    def tell(first: int) -> None:
+        for number in range(first, first + count):
+            data = {"event": "new", "order": {"id": f"o{number}", "symbol": "SPY", "client_order_id": f"c{number}"}}
+            hub.bus.publish("orders.paper", "orders", "SPY", data, ts_recv_ns=0, event_id=f"e{number:05}")
+
+    def is_published() -> bool:
+        status = sink.status()
+        return status.delivered >= 2 * count and not status.waiting
+
+    assert hub._loop is not None
+    for first in (0, count):
+        hub._loop.call_soon_threadsafe(tell, first)
+    await until(is_published, "the updates are at NATS")
+    await asyncio.to_thread(stack.nats.kill)  # its streams are in memory
+    await asyncio.to_thread(stack.nats.start)
+    client = await stack.connect()
+    await until(lambda: has_stream(Trader(client)), "the hub has made its streams again")
+    subject = stack.settings().subjects.trade_update("SPY")
+    reader = await client.jetstream().subscribe(subject, stream=DATA, ordered_consumer=True)
+    found: list[str] = []
+    while len(found) < 2 * count:
+        found.append(pb.TradeUpdate.FromString((await reader.next_msg(timeout=30)).data).event_id)
+    assert found == [f"e{number:05}" for number in range(2 * count)]
+    await client.close()
+
+
 # --- who acts
 
 

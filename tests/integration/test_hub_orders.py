@@ -25,6 +25,7 @@ from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.hub.access import Access
 from dry_work.hub.accounts import AccountSettings
+from dry_work.hub.events import HubEvent
 from dry_work.hub.service import HubService
 from dry_work.hub.sinks.websocket import WebSocketSink
 from dry_work.hub.upstreams.connection import UpstreamTiming
@@ -48,7 +49,14 @@ class Stack:
         self.sink: WebSocketSink
         self._count = 0
 
-    def start(self, *, environment: str = "paper", state_dir: Path | None = None, **settings: Any) -> Stack:
+    def start(
+        self,
+        *,
+        environment: str = "paper",
+        state_dir: Path | None = None,
+        timing: UpstreamTiming = QUICK,
+        **settings: Any,
+    ) -> Stack:
         def build(hub: HubService) -> WebSocketSink:
             self.sink = WebSocketSink(hub, access=Access("127.0.0.1"), port=0, environment=environment, **settings)
             return self.sink
@@ -62,7 +70,7 @@ class Stack:
             state_dir=state_dir,
             sinks=[build],
             rng=random.Random(1),
-            timing=QUICK,
+            timing=timing,
             on_failure=self.failures.append,
         )
         self.hub.start()
@@ -82,9 +90,12 @@ class Stack:
 
     def told(self) -> list[tuple[str, str]]:
         """Return all updates that this hub has told: event and client order id."""
+        return [(event.item["event"], event.item["order"]["client_order_id"]) for event in self.replay()]
+
+    def replay(self, offset: int = 0) -> tuple[HubEvent, ...]:
+        """Return the updates that this hub has told after an offset."""
         assert self.hub is not None
-        events = self.hub.bus.replay("orders.paper", [ORDERS], epoch=self.hub.epoch, offset=0).events
-        return [(event.item["event"], event.item["order"]["client_order_id"]) for event in events]
+        return self.hub.bus.replay("orders.paper", [ORDERS], epoch=self.hub.epoch, offset=offset).events
 
     def submit(self, limit: float = 1.0) -> Any:
         self._count += 1
@@ -165,7 +176,7 @@ def test_alpaca_py_hears_of_every_order_also_of_those_while_the_upstream_was_awa
     thread = threading.Thread(target=stream.run, daemon=True)
     thread.start()
     wait_until(lambda: stack.sink.status().clients == 1, "the client is authenticated")
-    wait_until(lambda: stack.hub is not None and stack.hub.bus.count_readers("orders.paper") == 1, "it listens")
+    wait_until(lambda: stack.hub is not None and stack.hub.bus.readers == 1, "it listens")
     first = stack.submit()
     wait_until(lambda: ("new", "order-1") in found, "the first order is told")
     with stack.upstream_away():
@@ -334,6 +345,4 @@ def test_without_a_history_of_events_orders_are_compared(stack: Stack) -> None:
         stack.client.cancel_order_by_id(second.id)
     missed = [("canceled", "order-1"), ("canceled", "order-2"), ("new", "order-2")]
     wait_until(lambda: sorted(stack.told()[before:]) == missed, "what was missed is found")
-    assert stack.hub is not None
-    events = stack.hub.bus.replay("orders.paper", [ORDERS], epoch=stack.hub.epoch, offset=before).events
-    assert all(event.event_id.startswith("dw-") for event in events)
+    assert all(event.event_id.startswith("dw-") for event in stack.replay(before))

@@ -19,7 +19,8 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 from dry_work.clock import MINUTE_NS, SystemClock
 from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.errors import ConfigError
-from dry_work.hub.sinks.pubsub import PubSubSink, TopicStatus
+from dry_work.hub.ports import TopicStatus
+from dry_work.hub.sinks.pubsub import PubSubSink
 from dry_work.market.messages import Bar, BarBatch, Envelope, Watermark
 from dry_work.wire.pubsub import parse_message
 

@@ -33,9 +33,9 @@ from dry_work.hub.assembly import build_hub
 from dry_work.hub.bus import Bus
 from dry_work.hub.events import HubEvent
 from dry_work.hub.news_poll import NewsPoll
+from dry_work.hub.ports import TopicStatus
 from dry_work.hub.service import HubService
 from dry_work.hub.settings import build_settings
-from dry_work.hub.sinks.pubsub import TopicStatus
 from dry_work.hub.sinks.websocket import WebSocketSink
 from dry_work.hub.upstreams.connection import UpstreamTiming
 from dry_work.market.messages import News

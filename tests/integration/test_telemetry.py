@@ -12,6 +12,8 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from .otlp_collector import HttpCollector, attributes_of
+
 STRATEGY = """
 import pathlib, time
 import backtrader as bt
@@ -118,7 +120,17 @@ def test_a_run_that_is_not_watched_loads_nothing_of_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(done.stdout.split())
     assert "dry_work.engine.runner" in loaded
-    assert loaded & {"apprise", "dry_work.engine.telemetry", "dry_work.observability.metrics_server"} == set()
+    assert (
+        loaded
+        & {
+            "apprise",
+            "opentelemetry.sdk",
+            "dry_work.engine.order_lines",
+            "dry_work.engine.telemetry",
+            "dry_work.observability.metrics_server",
+        }
+        == set()
+    )
 
 
 def test_a_run_writes_one_line_for_each_slice_and_each_order_that_has_ended(tmp_path: Path) -> None:
@@ -138,5 +150,60 @@ def test_a_run_writes_one_line_for_each_slice_and_each_order_that_has_ended(tmp_
     assert all(line["received_ns"] <= line["began_ns"] <= line["done_ns"] for line in slices)
     assert [(line["status"], line["filled"]) for line in orders] == [("completed", 1), ("rejected", 0)]
     assert orders[0]["request_ms"] > 0
+    way = ["hub_ns", "received_ns", "began_ns", "placed_ns", "sent_ns", "answered_ns", "accepted_ns", "first_fill_ns",
+           "last_fill_ns", "ended_ns"]  # fmt: skip
+    times = [orders[0][name] for name in way]
+    assert times == sorted(times)
+    assert orders[0]["slice"] == 3
+    assert orders[0]["bar_end_ns"] == slices[2]["end_ns"]
+    stages = {"transport", "barrier", "next", "queue", "request", "acknowledgement", "fill", "total"}
+    assert {name.removesuffix("_ms") for name in orders[0] if name.endswith("_ms")} == stages
+    assert [line["risk"] for line in orders] == ["passed", "order_value"]
+    assert "sent_ns" not in orders[1]
     assert "risk limit" in orders[1]["reason"]
+    assert not any("logging.googleapis.com/trace" in line for line in lines)
     assert all(line["logging.googleapis.com/labels"]["agent"] for line in (*slices, *orders))
+
+
+def test_spans_of_slices_and_orders_reach_a_collector_and_stand_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "seen").touch()
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    (tmp_path / "symbols.txt").write_text("SPY\n")
+    collector = HttpCollector()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dry_work", "run", "--local", "--plain", "--agent", "mine.py:Mine"],
+            cwd=tmp_path,
+            env={
+                **os.environ, "LOG_FMT": "google", "LOG_LEVEL": "info", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+                "GOOGLE_CLOUD_PROJECT": "my-project",
+            },
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        collector.close()
+    assert done.returncode == 1, done.stderr
+    assert collector.services == {"dry-work-agent"}
+    assert set(collector.paths) == {"/v1/traces"}
+    slices = {span.span_id.hex(): span for span in collector.named("slice")}
+    assert len(slices) == 69
+    by_status = {attributes_of(span)["status"]: span for span in collector.named("order")}
+    assert set(by_status) == {"completed", "rejected"}
+    filled = by_status["completed"]
+    origin = slices[filled.parent_span_id.hex()]
+    assert attributes_of(origin)["bars"] == 1
+    assert origin.trace_id == filled.trace_id
+    assert origin.start_time_unix_nano <= filled.start_time_unix_nano <= filled.end_time_unix_nano
+    parts = [span for span in collector.all if span.parent_span_id == filled.span_id]
+    assert {span.name for span in parts} == {
+        f"order.{name}" for name in ("queue", "request", "acknowledgement", "fill")
+    }
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line["message"] == "order" and line["status"] == "completed"]
+    assert line["logging.googleapis.com/spanId"] == filled.span_id.hex()
+    trace = f"/traces/{filled.trace_id.hex()}"
+    assert line["logging.googleapis.com/trace"] == f"projects/my-project{trace}"
+    told = [
+        line for line in lines if line["message"] == "slice" and line["logging.googleapis.com/trace"].endswith(trace)
+    ]
+    assert [line["logging.googleapis.com/spanId"] for line in told] == [origin.span_id.hex()]

@@ -4,13 +4,18 @@
 
 Market time is in lock-step: it stands still while anybody is away, so every bar that the exchange produces must be
 delivered once. What came while an agent was dead reaches the next one as history, with some bars that the dead one had
-had; these are counted apart. Printed are bars, disturbances and restarts, threads, and the slope of each process'
-memory with its confidence interval; the exit code is 1 when a bar is lost or doubled, or threads pile up.
+had; these are counted apart. Parts are killed in the first half only: in the second one each process lives on, under
+all other disturbances, and its memory is measured from the moment on at which its bounded histories are full. Printed
+are bars, disturbances and restarts, threads, and the slope of each process' memory with its confidence interval; the
+exit code is 1 when a bar is lost or doubled, or threads pile up.
+
+The hub's timers are shortened by its documented settings (`TIMERS`); `test_silence.py` has them as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -23,13 +28,14 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from dry_work.hub.bus import DATA_HISTORY
 from tests.e2e.processes import Program, Service
 
 DAY_NS = 86_400_000_000_000
@@ -37,6 +43,7 @@ MINUTE_NS = 60_000_000_000
 FIRST_DAY_NS = 1_704_672_000_000_000_000  # 2024-01-08, a Monday
 OPEN_NS = 870 * MINUTE_NS  # 14:30 UTC
 KEYS = {"ALPACA_API_KEY": "PKTEST", "ALPACA_SECRET_KEY": "not-a-secret", "GOOGLE_CLOUD_PROJECT": "soak"}
+TIMERS = {"STREAM_PROXY_HEARTBEAT_INTERVAL_SECS": "5", "STREAM_PROXY_HEARTBEAT_TIMEOUT_SECS": "15"}  # not 30 and 60
 OUTAGE_S = 120.0  # a turn of the market that takes longer fails the soak
 _BATCHES = 20
 _T_95 = {18: 2.101}  # of Student's distribution, for slopes of `_BATCHES` means
@@ -88,6 +95,7 @@ class Sample(msgspec.Struct, frozen=True):
     slice: int
     rss_kb: int
     threads: int
+    names: dict[str, int] = {}  # threads by the name that the system knows; those of Python have the program's
 
 
 class Slope(msgspec.Struct, frozen=True):
@@ -165,6 +173,7 @@ class Stack:
             "ALPACA_DATA_URL": self.url,
             "ALPACA_STREAM_URL": f"ws://127.0.0.1:{self.exchange.port}",
             "AGENT_ID": "soak",
+            **TIMERS,
         }
         self.hub = Service(self._start, "hub", "--symbols", "symbols.txt", ready="connected", env=self.env)
         self.services = {"pubsub": self.pubsub, "exchange": self.exchange, "hub": self.hub}
@@ -223,7 +232,8 @@ class Stack:
                 continue
             found = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
             if "VmRSS" in found:
-                sample = Sample(number, int(found["VmRSS"].split()[0]), int(found["Threads"]))
+                names = _read_thread_names(program.process.pid)
+                sample = Sample(number, int(found["VmRSS"].split()[0]), int(found["Threads"]), names)
                 self.samples.setdefault((name, program.process.pid), []).append(sample)
 
     def close(self) -> None:
@@ -232,8 +242,17 @@ class Stack:
             program.close()
 
 
+def _read_thread_names(pid: int) -> dict[str, int]:
+    names: Counter[str] = Counter()
+    for path in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            names[path.read_text().strip()] += 1
+    return dict(names)
+
+
 # Disturbances: what is done, and to whom. Each is over by itself.
 
+KILLS = ("hub", "pubsub", "exchange", "agent")
 FAULTS: dict[str, dict[str, Any]] = {
     "data socket closed": {"on": "data", "kind": "close"},
     "data socket reset": {"on": "data", "kind": "reset"},
@@ -246,29 +265,25 @@ FAULTS: dict[str, dict[str, Any]] = {
     "clock ahead": {"on": "clock", "kind": "skew", "seconds": 30.0},
     "clock behind": {"on": "clock", "kind": "skew", "seconds": -30.0},
 }
-SLOW_FAULTS: dict[str, dict[str, Any]] = {  # found by timers of half a minute to a minute
+SLOW_FAULTS: dict[str, dict[str, Any]] = {  # found by timers
     "data socket silent": {"on": "data", "kind": "half_open"},
     "trade socket silent": {"on": "trades", "kind": "half_open"},
 }
 
 
 def plan(rng: random.Random, slices: int, count: int, *, slow: int) -> list[tuple[int, str]]:
-    """Return what is to happen in which slice, in order."""
-    kills = ["hub", "pubsub", "exchange", "agent"]
-    names = [*kills, *FAULTS] * math.ceil(count / (len(kills) + len(FAULTS)))
+    """Return what is to happen in which slice, in order; the agent is killed at least once."""
+    names = [*KILLS, *FAULTS] * math.ceil(count / (len(KILLS) + len(FAULTS)))
     rng.shuffle(names)
-    names = names[:count] + [rng.choice(list(SLOW_FAULTS)) for _ in range(slow)]
-    moments = sorted(rng.sample(range(5, max(6 + len(names), int(slices * 0.95))), len(names)))
-    rng.shuffle(names)
-    # The agent is killed in the first part only: of its last life the memory is measured.
-    last = max([place for place, name in enumerate(names) if moments[place] < slices * 0.3], default=0)
-    for place, name in enumerate(names):
-        if name == "agent" and moments[place] >= slices * 0.3:
-            names[place] = "hub"
-    if "agent" in names or not names:
-        return list(zip(moments, names, strict=True))
-    names[last] = "agent"
-    return list(zip(moments, names, strict=True))
+    names = names[:count]
+    if names and "agent" not in names:
+        names[0] = "agent"
+    kills = [name for name in names if name in KILLS]
+    others = [name for name in names if name not in KILLS] + rng.choices(list(SLOW_FAULTS), k=slow)
+    rng.shuffle(others)
+    early = rng.sample(range(5, max(6 + len(kills), slices // 2)), len(kills))
+    moments = sorted({*range(5, max(6 + len(names) + slow, int(slices * 0.95)))} - {*early})
+    return sorted(zip([*early, *rng.sample(moments, len(others))], [*kills, *others], strict=True))
 
 
 def soak(
@@ -281,6 +296,7 @@ def soak(
     slow: int,
     seed: int,
     tell: Callable[[str], None],
+    outage_s: float = OUTAGE_S,
 ) -> list[str]:
     """Run a soak and tell of it; return what is wrong."""
     expected = write_market(folder / "market.parquet", symbols, days=days, bars_a_day=bars_a_day, seed=seed)
@@ -293,8 +309,8 @@ def soak(
     begun = time.monotonic()
     stack = Stack(folder)
     try:
-        _drive(stack, todo, done, total, rng, tell)
-        if stack.agent.wait(OUTAGE_S) != 0:
+        _drive(stack, todo, done, total, rng, tell, outage_s)
+        if stack.agent.wait(outage_s) != 0:
             return [f"the agent ended with {stack.agent.process.returncode}:\n{stack.agent.output[-3000:]}"]
         seconds = time.monotonic() - begun
     finally:
@@ -304,7 +320,10 @@ def soak(
     tell(f"{weeks:g} simulated weeks of {bars_a_day} minutes a day, {len(symbols)} symbols: {speed}")
     tell(f"disturbances: {sum(done.values())}: " + ", ".join(f"{name} {count}" for name, count in sorted(done.items())))
     tell(f"restarts: {sum(stack.restarts.values())}: {dict(sorted(stack.restarts.items()))}")
-    wrong = [*_judge_bars(folder, expected, tell), *_judge_processes(stack, total / weeks, tell)]
+    wrong = [
+        *_judge_bars(folder, expected, tell),
+        *_judge_processes(stack, fill_slices(len(symbols)), total / weeks, tell),
+    ]
     if wrong:
         tell(f"what was done, and in which slice: {stack.history}")
     return wrong
@@ -317,25 +336,28 @@ def _drive(
     total: int,
     rng: random.Random,
     tell: Callable[[str], None],
+    outage_s: float,
 ) -> None:
     left = list(todo)
     looked = told = -(10**9)
-    every = max(1, total // 400)
+    every = max(1, total // 1000)
     number, moved = 0, time.monotonic()
+    begun = moved
     while stack.agent.process.poll() is None:
         now = stack.slice()
         if now > number:
             number, moved = now, time.monotonic()
-        elif time.monotonic() - moved > OUTAGE_S:
+        elif time.monotonic() - moved > outage_s:
             raise AssertionError(
-                f"slice {number} of {total} stands still for {OUTAGE_S:g} s\n{stack.agent.output[-3000:]}"
+                f"slice {number} of {total} stands still for {outage_s:g} s\n{stack.agent.output[-3000:]}"
             )
         if number >= looked + every:
             looked = number
             stack.look(number)
         if number >= told + total // 10:
             told = number
-            tell(f"slice {number:,} of {total:,}, {sum(done.values())} disturbances")
+            seconds = time.monotonic() - begun
+            tell(f"slice {number:,} of {total:,} after {seconds:,.0f} s, {sum(done.values())} disturbances")
         if left and number >= left[0][0]:
             name = left.pop(0)[1]
             done[name] += 1
@@ -378,29 +400,57 @@ def _judge_bars(folder: Path, expected: dict[int, int], tell: Callable[[str], No
     return wrong
 
 
-def _judge_processes(stack: Stack, slices_a_week: float, tell: Callable[[str], None]) -> list[str]:
+def fill_slices(symbols: int) -> dict[str, int]:
+    """Return after how many slices of its life the bounded histories of each process are full.
+
+    The agent's: lines of 256 values and two blocks of as many, 512 minutes of completeness, 756 orders that have ended.
+    """
+    bars = max(1, int(symbols * (_SHARE - 0.05)))
+    return {"agent": 1100, "hub": 2 * math.ceil(DATA_HISTORY / bars), "pubsub": 100, "exchange": 100}
+
+
+def _judge_processes(
+    stack: Stack, full: Mapping[str, int], slices_a_week: float, tell: Callable[[str], None]
+) -> list[str]:
+    """Tell of the longest life of each process; `full` says after how many slices its histories are full."""
     wrong = []
-    names = ["agent", "hub", "pubsub", "exchange"]
-    for name in names:
+    for name in ("agent", "hub", "pubsub", "exchange"):
         lives = [samples for (owner, _), samples in stack.samples.items() if owner == name]
         if not lives:
             continue
-        longest = max(lives, key=lambda samples: samples[-1].slice - samples[0].slice)
-        slope = fit_slope(longest[len(longest) // 3 :])
-        ends = longest[len(longest) // 3 :]
+        life = max(lives, key=lambda samples: samples[-1].slice - samples[0].slice)
+        begin = life[0].slice + full[name]
+        measured = [sample for sample in life if sample.slice >= begin]
         text = "too short for a slope"
+        slope = fit_slope(measured)
         if slope is not None:
             text = f"{slope.kb_a_slice * slices_a_week:+,.0f} ± {slope.plus_minus * slices_a_week:,.0f} KB a week"
+        measured = measured or life[-1:]
         tell(
-            f"{name}: {ends[0].rss_kb / 1024:.0f} → {ends[-1].rss_kb / 1024:.0f} MB over "
-            f"{ends[-1].slice - ends[0].slice:,} slices of its longest life, {text}; "
-            f"threads {ends[0].threads} → {ends[-1].threads}, most {max(sample.threads for sample in ends)}"
+            f"{name}: {measured[0].rss_kb / 1024:.1f} → {measured[-1].rss_kb / 1024:.1f} MB over the last "
+            f"{measured[-1].slice - measured[0].slice:,} of {life[-1].slice - life[0].slice:,} slices of its longest "
+            f"life, {text}; threads {measured[0].threads} → {measured[-1].threads}, "
+            f"most {max(sample.threads for sample in life)}{_describe_change(measured[0], measured[-1])}"
         )
-        if len(ends) >= 10:
-            early = max(sample.threads for sample in ends[: len(ends) // 2])
-            if min(sample.threads for sample in ends[-3:]) > early:
-                wrong.append(f"{name}: threads pile up: {early} → {ends[-1].threads}")
+        wrong += _judge_threads(name, life)
     return wrong
+
+
+def _describe_change(before: Sample, after: Sample) -> str:
+    """Return which threads have come and gone."""
+    change = {name: after.names.get(name, 0) - before.names.get(name, 0) for name in {*before.names, *after.names}}
+    text = ", ".join(f"{count:+d} {name}" for name, count in sorted(change.items()) if count)
+    return f" ({text})" if text else ""
+
+
+def _judge_threads(name: str, life: Sequence[Sample]) -> list[str]:
+    """Threads pile up when the fewest of the last quarter are more than the most of the quarter before the middle."""
+    quarter = len(life) // 4
+    if quarter < 10:
+        return []
+    before = max(sample.threads for sample in life[quarter : 2 * quarter])
+    after = min(sample.threads for sample in life[-quarter:])
+    return [f"{name}: threads pile up: {before} → {after}"] if after > before else []
 
 
 def fit_slope(samples: Sequence[Sample]) -> Slope | None:
@@ -423,7 +473,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--symbols", type=int, default=100)
     parser.add_argument("--bars-a-day", type=int, default=390, help="the first minutes of each; default 390")
     parser.add_argument("--disturbances", type=int, default=120)
-    parser.add_argument("--silent", type=int, default=4, help="silent sockets among them; each takes up to a minute")
+    parser.add_argument("--silent", type=int, default=8, help="silent sockets, beside them")
+    parser.add_argument("--outage", type=float, default=OUTAGE_S, help="seconds that a turn may take; default 120")
     parser.add_argument("--seed", type=int, default=20240108)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
@@ -435,6 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disturbances=given.disturbances,
             slow=given.silent,
             seed=given.seed,
+            outage_s=given.outage,
             tell=lambda line: print(line, flush=True),
         )
     for line in wrong:

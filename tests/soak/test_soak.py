@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +26,15 @@ def test_parts_that_die_while_an_agent_trades_lose_and_double_no_bar(tmp_path: P
         bars_a_day=60,
         disturbances=8,
         slow=0,
-        seed=7,
+        seed=26,  # every part is killed, the agent while the venue's clock is behind
         tell=told.append,
     )
     text = "\n".join(told)
     assert wrong == [], text
     assert "0 lost, 0 doubled" in text
     assert "disturbances: 8" in text
-    assert "'agent': 1" in text
+    assert "restarts: 4: {'agent': 1, 'exchange': 1, 'hub': 1, 'pubsub': 1}" in text
+    assert "clock behind 1" in text
 
 
 def test_the_market_has_the_bars_that_it_says(tmp_path: Path) -> None:
@@ -62,16 +66,49 @@ def test_bars_that_are_lost_doubled_or_made_up_are_found(tmp_path: Path) -> None
     assert "2 given again" in text
 
 
-def test_the_agent_dies_early_and_every_plan_has_as_many_disturbances_as_asked_for() -> None:
+def test_parts_are_killed_in_the_first_half_and_every_plan_has_as_many_disturbances_as_asked_for() -> None:
     import random
 
     for seed in range(30):
         found = plan(random.Random(seed), 1000, 20, slow=2)
         assert len(found) == 22
+        assert len({moment for moment, _ in found}) == 22
         assert [moment for moment, _ in found] == sorted(moment for moment, _ in found)
-        deaths = [moment for moment, name in found if name == "agent"]
-        assert deaths
-        assert max(deaths) < 300 or len(deaths) == 1
+        kills = [(moment, name) for moment, name in found if name in soak.KILLS]
+        assert "agent" in [name for _, name in kills]
+        assert max(moment for moment, _ in kills) < 500
+        assert max(moment for moment, _ in found) < 950
+    assert plan(random.Random(1), 100, 0, slow=0) == []
+
+
+def samples_of(lives: dict[str, list[Sample]]) -> Any:
+    return SimpleNamespace(samples={(name, number): life for number, (name, life) in enumerate(lives.items())})
+
+
+def test_memory_is_measured_from_where_the_histories_are_full() -> None:
+    filling = [Sample(number, 100_000 + 10 * number, 19) for number in range(500)]
+    flat = [Sample(number, 105_000 + number % 3, 19) for number in range(500, 1500)]
+    told: list[str] = []
+    assert soak._judge_processes(samples_of({"agent": filling + flat}), {"agent": 500}, 1950, told.append) == []
+    assert "over the last 999 of 1,499 slices" in told[0]
+    assert re.search(r"[+-]0 ± \d KB a week; threads 19 → 19", told[0]), told
+    soak._judge_processes(samples_of({"agent": filling}), {"agent": 600}, 1950, told.append)
+    assert "too short for a slope" in told[1]
+
+
+def test_threads_that_pile_up_are_found_and_named() -> None:
+    told: list[str] = []
+
+    def judge(threads: list[int]) -> list[str]:
+        life = [Sample(number, 1000, count, {"python": count}) for number, count in enumerate(threads)]
+        return soak._judge_processes(samples_of({"hub": life}), {"hub": 10}, 1950, told.append)
+
+    assert judge([5] * 100) == []
+    assert judge([5, 6, 7, 6] * 25) == []  # some come and go
+    assert judge([5] * 50 + [9] + [5] * 49) == []
+    assert judge([5] * 60 + [6] * 40) == ["hub: threads pile up: 5 → 6"]
+    assert "threads 5 → 6, most 6 (+1 python)" in told[-1]
+    assert judge([5, 9, 5] + [5] * 9) == []  # too short to tell
 
 
 def test_the_slope_and_its_interval_are_those_of_the_samples() -> None:

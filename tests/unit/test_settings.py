@@ -255,3 +255,10 @@ def test_a_limit_that_cannot_be_read_is_named_with_its_table(tmp_path: Path) -> 
     path.write_text("[risk]\nday_los = 5\n")
     with pytest.raises(ConfigError, match=r"\[risk\] has no setting 'day_los'; its settings: .*day_loss"):
         s.read_toml(path, "risk")
+
+
+def test_how_long_the_journal_keeps_an_order() -> None:
+    assert (s.parse_journal_days("30"), s.parse_journal_days("off")) == (30, None)
+    for text in ("0", "-1", "1.5", "soon", "", "99999"):
+        with pytest.raises(ConfigError, match=r"DRY_WORK_JOURNAL_DAYS.*expected whole days from 1 to 36500, or off"):
+            s.parse_journal_days(text)

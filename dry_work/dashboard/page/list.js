@@ -4,7 +4,7 @@ import { age, duration, gain, price, quantity, tone } from "./format.js";
 
 const ROW = 34; // height in CSS pixels, as page.css has it
 const AROUND = 4; // rows beyond what is seen
-const WORDS = { waiting: "no bar yet", closed: "closed", late: "late", stale: "stale", fresh: "" };
+const WORDS = { waiting: "no bar yet", paused: "halted by the exchange", closed: "closed", late: "late", stale: "stale", fresh: "" };
 const COLUMNS = ["name", "last", "age", "delay wide", "held", "profit"];
 
 export class SymbolList {
@@ -85,7 +85,7 @@ export class SymbolList {
     const [state, old] = this.freshness(row);
     const chosen = row.symbol === this.chosen;
     const shown = [
-      row.symbol + (row.halted ? " ⛔" : ""),
+      row.symbol + (row.halted ? " ⛔" : "") + (row.paused ? " ⏸" : ""),
       price(row.close),
       state === "closed" ? "closed" : old === null ? "–" : (state === "stale" ? "! " : "") + age(old),
       duration(row.delay_ms),
@@ -95,14 +95,14 @@ export class SymbolList {
     shown.forEach((text, i) => {
       if (texts[i] !== text) cells[i].textContent = texts[i] = text;
     });
-    const key = [at, row.symbol, chosen, state, tone(row.position ? row.profit : 0), this.rows.length, row.halted].join("|");
+    const key = [at, row.symbol, chosen, state, tone(row.position ? row.profit : 0), this.rows.length, row.halted, row.paused].join("|");
     if (key === item.key) return;
     item.key = key;
     node.hidden = false;
     node.style.transform = "translateY(" + at * ROW + "px)";
     node.dataset.symbol = row.symbol;
     node.dataset.state = state;
-    node.title = [WORDS[state], row.halted].filter(Boolean).join("; ");
+    node.title = [WORDS[state], row.paused, row.halted].filter(Boolean).join("; ");
     cells[5].className = "profit " + tone(row.position ? row.profit : 0);
     node.setAttribute("aria-selected", String(chosen));
     node.setAttribute("aria-setsize", String(this.rows.length));

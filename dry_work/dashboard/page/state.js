@@ -105,6 +105,7 @@ export class RunState {
     if (!row.bar_ms) return ["waiting", null];
     const opened = this.pulse ? this.pulse.stocks_open_ms : undefined;
     if (!row.crypto && opened === null) return ["closed", now - row.bar_ms];
+    if (row.paused) return ["paused", now - row.bar_ms];
     const since = row.crypto || !opened ? row.bar_ms : Math.max(row.bar_ms, opened);
     const bars = (now - since) / row.length_ms;
     return [bars >= STALE_BARS ? "stale" : bars >= LATE_BARS ? "late" : "fresh", now - row.bar_ms];

@@ -62,6 +62,7 @@ class Dialect(ABC):
     """One client's conversation. `binary` frames are sent as such."""
 
     binary = False
+    form: object | None = None  # clients of one form get equal frames for the same events; None: nobody else does
     feed = ""
     is_authenticated = False
 
@@ -117,6 +118,8 @@ class DataDialect(Dialect):
         self._codec = codec
         self._admits = admits
         self._tells_position = tells_position
+        self.form = (codec, tells_position)
+        self._encode_item = _ENCODERS[codec]
         self._tells_lost = False
         offered = (*_CHANNELS[feed], WATERMARKS) if tells_position else _CHANNELS[feed]
         self._channels: dict[str, dict[str, None]] = {channel: {} for channel in offered}
@@ -151,8 +154,9 @@ class DataDialect(Dialect):
     def encode(self, events: Iterable[HubEvent]) -> list[bytes]:
         last: HubEvent | None = None
         items: list[bytes] = []
+        codec, encode = self._codec, self._encode_item
         for last in events:
-            items.append(last.encode(self._codec, _ENCODERS[self._codec]))
+            items.append(last.encode(codec, encode))
         if last is not None and self._tells_position:
             position = {"T": "hub", "epoch": last.epoch, "offset": last.offset}
             items.append(alpaca_stream.encode_item(position, self._codec))
@@ -270,6 +274,7 @@ class OrderDialect(Dialect):
         self._is_stream = is_stream
         self._admits = admits
         self.is_hub_aware = is_hub_aware
+        self.form = None if is_hub_aware else TRADE_UPDATES  # a hub-aware client's frames are numbered
         self._is_listening = False
         self._seq = 0
 

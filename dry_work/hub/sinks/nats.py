@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from nats.aio.client import Client
@@ -29,8 +29,10 @@ from dry_work.hub.sinks.nats_queue import ActionQueue, ResultPublisher, Sweep
 from dry_work.hub.sinks.nats_settings import NatsSettings, StreamSettings
 from dry_work.hub.sinks.nats_topology import Topology
 from dry_work.hub.sinks.nats_updates import PositionWriter, UpdatePublisher
-from dry_work.hub.sinks.subscription_api import SubscriptionApi
 from dry_work.hub.sinks.subscription_memory import SubscriptionMemory
+
+if TYPE_CHECKING:
+    from dry_work.hub.sinks.subscription_api import SubscriptionApi
 
 START_WAIT_S = 3.0  # for NATS, before the hub goes on without
 ORDERS, CANCELS, UPDATES, BARS, NEWS = "orders", "cancels", "updates", "bars", "news"
@@ -84,6 +86,8 @@ class NatsSink:
         )
         self.api: SubscriptionApi | None = None
         if settings.api.is_enabled or settings.api.is_proxy_enabled:
+            from dry_work.hub.sinks.subscription_api import SubscriptionApi  # brings gRPC along
+
             self.api = SubscriptionApi(
                 self.bars.subscriptions,
                 self.news.subscriptions,

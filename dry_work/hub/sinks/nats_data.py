@@ -153,7 +153,7 @@ class DataPublisher:
         self._processors = settings.processors
         self._arrived = asyncio.Event()
         self.queue = ClientQueue(settings.buffer_size, Overflow.DROP_OLDEST, on_ready=self._arrived.set)
-        self._batch: list[HubEvent] = []  # taken from the queue and not taken by NATS
+        self._batch: Sequence[HubEvent] = ()  # taken from the queue and not taken by NATS
         self._attached: list[Topic] = []
         self._is_active = False
         self.delivered_kinds: Counter[Kind] = Counter()
@@ -190,7 +190,7 @@ class DataPublisher:
             left = [*self._batch, *self.queue.take()]
             self.left += len(left)
             self._lost_kinds.update(map(read_kind, left))
-            self._batch = []
+            self._batch = ()
 
     def close(self) -> None:
         """Take no more events; those that wait are lost, and counted."""
@@ -234,7 +234,7 @@ class DataPublisher:
             self._lost_kinds.update(lost_kinds)
             self.published += len(self._batch) - len(lost)
             self.delivered_kinds.update(count_kinds(self._batch) - lost_kinds)
-            self._batch = []
+            self._batch = ()
 
     async def _publish(self, client: Client, events: list[HubEvent]) -> list[tuple[HubEvent, str]]:
         """Publish events one after another; return those that cannot be, with what fails."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -26,6 +27,7 @@ from dry_work.wire.protobuf_tradesvc import encode_positions, encode_trade_updat
 KEY = "positions"
 QUEUE_CAPACITY = 4_096
 KEPT_MESSAGES = 10_000  # published and not yet acknowledged by their reader, against a NATS that forgets them
+AGAIN_AT_A_TIME = 64  # updates published again before the first of them is confirmed
 OVERLAP_NS = 60 * SECOND_NS  # what a hub that waits keeps of what the other has published
 SETTLE_S = 2.0  # Alpaca's positions may be behind its fills
 
@@ -129,11 +131,21 @@ class UpdatePublisher:
             self.published += 1
 
     async def _publish_again(self, js: JetStreamContext) -> None:
+        """Publish what NATS has had once. Thousands may be in the way of what is new: so many at a time, in order."""
         while self._again:
-            await self._publish(js, self._again[0])
-            self._again.popleft()
+            records = list(islice(self._again, AGAIN_AT_A_TIME))
+            sent = await asyncio.gather(*(self._send(js, record) for record in records), return_exceptions=True)
+            for record, sequence in zip(records, sent, strict=True):
+                if isinstance(sequence, BaseException):
+                    raise sequence
+                self._note_published(record, sequence)
+                self._again.popleft()
 
     async def _publish(self, js: JetStreamContext, record: Record) -> None:
+        self._note_published(record, await self._send(js, record))
+
+    async def _send(self, js: JetStreamContext, record: Record) -> int:
+        """Publish an update; return its sequence in the data stream."""
         data = encode_trade_update(record.data, event_id=record.event_id)
         headers = {api.Header.MSG_ID.value: record.event_id}
         try:
@@ -142,8 +154,11 @@ class UpdatePublisher:
             self.error = f"{type(error).__name__}: {error}"
             raise
         self.error = ""
+        return int(ack.seq)
+
+    def _note_published(self, record: Record, sequence: int) -> None:
         self.last_id = record.event_id
-        self._kept.append((ack.seq, record))
+        self._kept.append((sequence, record))
 
     async def note_acknowledged(self, js: JetStreamContext) -> None:
         """Forget the updates that their reader has acknowledged.

@@ -30,10 +30,10 @@ from google.pubsub_v1.types import PublishRequest, PubsubMessage
 from dry_work.backoff import Backoff
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError
+from dry_work.hub.ports import TOPIC_CAPACITY, TopicStatus
 from dry_work.market.messages import Bar, News, Watermark
 from dry_work.wire import pubsub
 
-CAPACITY_MESSAGES = 20_000
 BATCH_BARS = 1_000  # some 150 kB
 REQUEST_MESSAGES = 1_000  # Google's limit of one request
 REQUEST_BYTES = 8_000_000  # Google's limit is 10 MB, attributes and framing included
@@ -59,19 +59,6 @@ _USER_MISTAKES = (
 )
 
 _log = structlog.get_logger(__name__)
-
-
-class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic at one moment, and its counts since the start: bars and watermarks, however many go in a message."""
-
-    topic: str
-    published: int = 0  # those that Pub/Sub has taken
-    requests: int = 0  # requests that succeeded
-    pending: int = 0  # taken from upstream and not published yet
-    dropped: int = 0  # given up at stop, or for newer ones while Pub/Sub was away
-    held: int = 0  # news or order updates that wait in the hub's history, because the topic is full
-    failures: int = 0  # requests that failed and were sent again
-    error: str = ""  # the last failure; empty once a request has succeeded
 
 
 class OrderUpdate(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +98,7 @@ class PubSubSink:
         rng: random.Random,
         clock: Clock,
         batch: bool = False,
-        capacity: int = CAPACITY_MESSAGES,
+        capacity: int = TOPIC_CAPACITY,
         on_room: Callable[[], None] | None = None,
         on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -311,10 +298,11 @@ class _Topic:
         if isinstance(part, News):
             return pubsub.encode_news(part, epoch=self._epoch, seq=self._seq)
         if isinstance(part, list):
-            return pubsub.encode_batch(part, epoch=self._epoch, seq=self._seq)
+            last_ns = max(bar.ts_recv_ns for bar in part)
+            return pubsub.encode_batch(part, epoch=self._epoch, seq=self._seq, hub_ns=last_ns)
         if isinstance(part, Watermark):
             return pubsub.encode_watermark(part, epoch=self._epoch, seq=self._seq)
-        return pubsub.encode_bar(part, epoch=self._epoch, seq=self._seq)
+        return pubsub.encode_bar(part, epoch=self._epoch, seq=self._seq, hub_ns=part.ts_recv_ns)
 
     @property
     def unpublished(self) -> int:

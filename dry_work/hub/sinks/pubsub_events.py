@@ -16,8 +16,9 @@ import structlog
 
 from dry_work.hub.bus import Bus
 from dry_work.hub.events import ALL, NEWS, ORDER_FEEDS, ORDERS, HubEvent, Topic
+from dry_work.hub.ports import TopicStatus
 from dry_work.hub.queues import ClientQueue, Overflow
-from dry_work.hub.sinks.pubsub import Message, OrderUpdate, PubSubSink, TopicStatus
+from dry_work.hub.sinks.pubsub import Message, OrderUpdate, PubSubSink
 from dry_work.market.messages import News
 from dry_work.wire.pubsub import encode_time
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -109,7 +109,7 @@ class DataPublisher:
         self._arrived = asyncio.Event()
         self._queue = ClientQueue(settings.capacity, Overflow.CONFLATE, on_ready=self._arrived.set)
         self._topics: set[Topic] = set()
-        self._batch: list[HubEvent] = []
+        self._batch: Sequence[HubEvent] = ()
         self._streams = StreamWriter(settings.stream_length, hub.clock)
         self.delivered_kinds: Counter[Kind] = Counter()
         self._lost_kinds: Counter[Kind] = Counter()  # refused by Redis, or they cannot be written as JSON
@@ -191,7 +191,7 @@ class DataPublisher:
             counts = replies[start:end]
             self._note_receivers(symbol, channel, sum(count for count in counts if type(count) is int))
         self._count(replies, ends, is_clean=not refused)
-        self._batch = []
+        self._batch = ()
 
     def _count(self, replies: list[object], ends: list[int], *, is_clean: bool) -> None:
         """Count the events; one that Redis has refused any part of counts as dropped."""

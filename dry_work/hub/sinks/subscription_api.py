@@ -17,6 +17,7 @@ from aiohttp import web
 
 from dry_work.errors import ConfigError
 from dry_work.hub.access import Access
+from dry_work.hub.silent_connections import SilentConnections
 from dry_work.hub.sinks.nats_data import Subscriptions
 from dry_work.hub.sinks.nats_settings import SubscriptionApiSettings
 from dry_work.proto.stream.v0 import stream_pb2 as pb
@@ -69,7 +70,7 @@ class SubscriptionApi:
         self._health: Any = None
         self._runner: web.AppRunner | None = None
         self._proxy: asyncio.Server | None = None
-        self._silent: dict[Any, asyncio.TimerHandle] = {}  # connections without a request yet, by protocol: their end
+        self._silent = SilentConnections(settings.proxy_read_header_timeout_s)
 
     async def start(self) -> None:
         """Open the ports.
@@ -91,9 +92,7 @@ class SubscriptionApi:
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             proxy.close()
-        for timer in self._silent.values():
-            timer.cancel()
-        self._silent.clear()
+        self._silent.forget()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -214,7 +213,10 @@ class SubscriptionApi:
         loop = asyncio.get_running_loop()
         try:
             self._proxy = await loop.create_server(
-                lambda: self._build_protocol(runner), self._access.host, settings.proxy_port, ssl=self._access.tls
+                lambda: self._silent.build_protocol(runner),
+                self._access.host,
+                settings.proxy_port,
+                ssl=self._access.tls,
             )
         except OSError as error:
             await runner.cleanup()
@@ -225,23 +227,8 @@ class SubscriptionApi:
         self._runner = runner
         self.proxy_port = self._proxy.sockets[0].getsockname()[1]
 
-    def _build_protocol(self, runner: web.AppRunner) -> Any:
-        """Return the protocol of a new connection, which ends unless a request's header comes in time."""
-        assert runner.server is not None
-        protocol = runner.server()
-
-        def end_silent() -> None:
-            del self._silent[protocol]
-            if protocol.transport is not None:
-                protocol.transport.close()
-
-        limit_s = self._settings.proxy_read_header_timeout_s
-        self._silent[protocol] = asyncio.get_running_loop().call_later(limit_s, end_silent)
-        return protocol
-
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        if (timer := self._silent.pop(request.protocol, None)) is not None:
-            timer.cancel()
+        self._silent.note_request(request)
         try:
             async with asyncio.timeout(self._settings.proxy_server_timeout_s):
                 async with asyncio.timeout(self._settings.proxy_read_timeout_s):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
@@ -34,6 +34,7 @@ from dry_work.hub.sinks.dialects import (
     Dialect,
     OrderDialect,
 )
+from dry_work.hub.sinks.shared_frames import SharedFrames
 from dry_work.wire.alpaca_stream import StreamCodec
 
 DEFAULT_PORT = 8099
@@ -120,7 +121,7 @@ class WebSocketSink:
         self._next_flush_s = 0.0
         self._numbers = 0
         self._ended: Counter[str] = Counter()  # counts of clients that have left
-        self.sent: dict[str, dict[str, int]] = {}  # events by feed and channel
+        self.frames = SharedFrames()
         self._dropped: Counter[Kind] = Counter()  # of clients that have left
         self.refused: Counter[str] = Counter()  # handshakes, by reason
 
@@ -171,7 +172,6 @@ class WebSocketSink:
             clients += session.dialect.is_authenticated
             if session.queue.dropped_kinds:
                 dropped.update(session.queue.dropped_kinds)
-        sent = {(feed, channel): count for feed, counts in self.sent.items() for channel, count in counts.items()}
         return SinkStatus(
             name=self.name,
             is_ready=self._server is not None,
@@ -181,7 +181,7 @@ class WebSocketSink:
             conflated=total["conflated"],
             dropped=total["dropped"],
             waiting=total["waiting"],
-            delivered_types=name_counts(sent),
+            delivered_types=name_counts(self.frames.read_counts()),
             dropped_types=name_counts(dropped),
         )
 
@@ -191,6 +191,7 @@ class WebSocketSink:
         for session in list(self._sessions):
             if session.dialect.feed == served:
                 session.tell_state(state)
+        self.frames.end_round()
 
     # --- the handshake
 
@@ -265,6 +266,7 @@ class WebSocketSink:
         ready, self._ready = self._ready, []
         for session in ready:
             session.flush()
+        self.frames.end_round()
         ended_s = loop.time()
         rest_s = min(FLUSH_REST * (ended_s - began_s), FLUSH_LIMIT_S)
         self._next_flush_s = ended_s + max(self._flush_interval_s, rest_s)
@@ -292,7 +294,6 @@ class _Session(picows.WSListener):
         self._auth_timer: asyncio.TimerHandle | None = None
         self._slow_since_s: float | None = None
         self._replayed = 0  # events sent before the queue was attached
-        self._sent = sink.sent.setdefault(dialect.feed, {})  # events by channel, of all clients of the feed
         self._closed = asyncio.Event()
         self._is_closing = False
         self._knows_unknown = False
@@ -366,7 +367,7 @@ class _Session(picows.WSListener):
         if self.queue.is_closed:
             _log.warning("a client of order updates did not keep up", client=self.name)
             self.close(TRY_AGAIN_LATER)
-        elif not len(self.queue) and self._can_write:
+        elif self._slow_since_s is not None and not len(self.queue) and self._can_write:
             self._slow_since_s = None
 
     def tell_state(self, state: str) -> None:
@@ -403,13 +404,6 @@ class _Session(picows.WSListener):
             "dropped": counts.dropped,
             "waiting": counts.waiting,
         }
-
-    def _count(self, events: list[HubEvent]) -> None:
-        # A loop, for most times there are few events: `Counter.update` takes longer to begin than this to end.
-        sent = self._sent
-        for event in events:
-            channel = event.channel
-            sent[channel] = sent.get(channel, 0) + 1
 
     def _note_ready(self) -> None:
         self._sink.note_ready(self)
@@ -451,7 +445,7 @@ class _Session(picows.WSListener):
     def _catch_up(self, answer: Answer) -> None:
         """Send what a client missed, or where it stands, before it hears what is new."""
         bus, feed = self._sink.hub.bus, self.dialect.feed
-        events: list[HubEvent] = []
+        events: Sequence[HubEvent] = ()
         if answer.resume is not None:
             self._send_waiting()
             replay = bus.replay(feed, answer.added, epoch=answer.resume.epoch, offset=answer.resume.offset)
@@ -459,21 +453,20 @@ class _Session(picows.WSListener):
             self.send(
                 self.dialect.tell_recovered(recovered=replay.recovered, epoch=bus.epoch, offset=bus.position(feed))
             )
-            events += replay.events if replay.recovered or feed in ORDER_FEEDS else bus.latest(answer.added)
+            events = replay.events if replay.recovered or feed in ORDER_FEEDS else bus.latest(answer.added)
         else:
             self.send(self.dialect.tell_position(answer.added, epoch=bus.epoch, offset=bus.position(feed)))
             if answer.snapshot:
-                events += bus.latest(answer.added)
+                events = bus.latest(answer.added)
         if events:
             self._replayed += len(events)
-            self._count(events)
+            self._sink.frames.count(events)
             self.send(self.dialect.encode(events))
 
     def _send_waiting(self) -> None:
         events = self.queue.take()
         if events:
-            self._count(events)
-            self.send(self.dialect.encode(events))
+            self.send(self._sink.frames.encode(self.dialect, events))
         if self._untold_state:
             state, self._untold_state = self._untold_state, ""
             self.send(self.dialect.tell_state(state))

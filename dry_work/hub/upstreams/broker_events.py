@@ -177,8 +177,9 @@ class BrokerEventsConnection(UpstreamConnection["ClientResponse"]):
 
     async def _catch_up(self) -> NoReturn:
         await self.relay.catch_up(is_resumed=bool(self._place))
-        await asyncio.Event().wait()
-        raise AssertionError("unreachable")
+        timing = self._timing
+        orders = await self.relay.watch(interval_s=timing.order_check_s, grace_s=timing.order_grace_s)
+        raise SessionEndError(f"the stream keeps updates of orders back, of {orders} or more", ErrorKind.BEHIND)
 
     async def _read(self, response: ClientResponse) -> NoReturn:
         parser = EventParser()

@@ -50,6 +50,8 @@ class UpstreamTiming(msgspec.Struct, frozen=True, kw_only=True):
     first_slow_retry_s: float = 4.0  # wait after the first refusal; it doubles with each that follows
     idle_close_s: float = 30.0  # keep the connection so long after the last symbol is let go
     close_timeout_s: float = 1.0
+    order_check_s: float = 60.0  # between two looks whether a stream of order updates keeps some back; 0: never
+    order_grace_s: float = 5.0  # an update may come so much later than the order shows it
     max_attempts: int = 0  # tries since the last success before the slow retry; 0: unlimited
     first_wait_s: float = INITIAL_S  # of the backoff
     longest_wait_s: float = CAP_S
@@ -74,7 +76,7 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     malformed: dict[str, int] = {}  # items and frames that could not be read, by reason
     errors: dict[int, int] = {}  # error frames by code
     error: str = ""  # the last refusal or loss; empty while connected
-    ends: dict[str, int] = {}  # sessions, and tries at one, that failed, by kind: lost, fatal
+    ends: dict[str, int] = {}  # sessions, and tries at one, that failed, by kind: lost, fatal, behind
     processing: HistogramCounts | None = None  # seconds from a frame's arrival until its events wait for their clients
 
     @property

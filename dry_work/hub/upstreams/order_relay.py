@@ -38,6 +38,7 @@ PORTION, PORTION_PAUSE_S = 32, 0.01  # of what was missed; a reader has room for
 OVERLAP_NS = 60 * SECOND_NS  # a comparison looks so much further back: clocks differ
 PAGE = 500
 ACTIVITY_PAGE = 100
+MOST_LOOK_UPS = 20  # orders that one check asks for by their ids
 
 _Item = TypeVar("_Item")
 
@@ -78,6 +79,7 @@ class OrderRelay:
         self.ledger = OrderLedger(_read_memory(memory))
         self._kept = b""
         self._waiting: list[tuple[Mapping[str, Any], bytes]] | None = None  # until the gap before them is filled
+        self._ahead: tuple[Mapping[str, Any], ...] = ()  # orders that a stream has kept updates of back
         self._has_history = has_history  # until the venue has refused it
         self.gaps = 0  # connections after which events were missing
         self.found = 0  # events that filled them
@@ -108,6 +110,31 @@ class OrderRelay:
             self._waiting.append((data, raw))
         else:
             self._take(data, raw)
+
+    async def watch(self, *, interval_s: float, grace_s: float) -> int:
+        """Return once the stream has kept updates back: of how many orders. The next stream is to bring them.
+
+        Now and then the venue's orders are compared with what was told.
+
+        Args:
+            interval_s: from one look to the next; 0: never.
+            grace_s: an update may come so much later than the order shows it.
+        """
+        while not interval_s:
+            await asyncio.Event().wait()
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                ahead = await self._list_ahead()
+                if ahead:
+                    await asyncio.sleep(grace_s)
+                was_ahead, self._ahead = self._ahead, tuple(filter(self.ledger.is_behind, ahead))
+                if self._ahead and was_ahead:  # a new stream has not brought it
+                    await self._compare()
+                elif self._ahead:
+                    return len(self._ahead)
+            except BrokerError as error:
+                _log.info("orders could not be compared", feed=self._account.feed, error=str(error))
 
     async def catch_up(self, *, is_resumed: bool = False) -> None:
         """Tell what a lost connection swallowed, however often it takes, and then what waits.
@@ -171,25 +198,42 @@ class OrderRelay:
             ledger.last_ns = now_ns
             self.write_memory()  # what comes from here on is missed by nobody
             return
-        if is_resumed or await self._read_history():
+        if is_resumed or (await self._read_history() and not any(map(ledger.is_behind, self._ahead))):
             return
-        since = _write_time(ledger.last_ns - OVERLAP_NS)
+        await self._compare()
+
+    async def _compare(self) -> None:
+        """Tell what the venue's orders and executions show, and nobody has told."""
+        since = _write_time(self.ledger.last_ns - OVERLAP_NS)
+        orders = await self._list_recent_orders(since)
+        executions = await self._list_executions(since)
+        found = self.ledger.compare(orders, executions)
+        self._ahead = ()
+        self._note_found(len(found))
+        await _tell_in_portions(found, self._publish)
+
+    async def _list_ahead(self) -> list[dict[str, Any]]:
+        """Return the orders that are further than what was told of them: most times none, or the stream is about to."""
+        since = _write_time(self.ledger.last_ns - OVERLAP_NS)
+        orders = await self._list_recent_orders(since, most_look_ups=MOST_LOOK_UPS)
+        return [order for order in orders if self.ledger.is_behind(order)]
+
+    async def _list_recent_orders(self, since: str, *, most_look_ups: int | None = None) -> list[dict[str, Any]]:
+        """Return the orders that something may have happened to: open ones, those made since, those told to be open."""
         orders = {str(order.get("id")): order for order in await self._list_orders({"status": "open"})}
         for order in await self._list_orders({"status": "closed", "after": since}):
             orders.setdefault(str(order.get("id")), order)
-        for order_id in ledger.open_ids - orders.keys():
+        for order_id in sorted(self.ledger.open_ids - orders.keys())[:most_look_ups]:
             # It was made before the time in question, and has ended since.
             try:
                 answer = await self._account.call("GET", f"/orders/{order_id}")
             except OrderRejectedError as error:
                 _log.warning("the venue does not know an order any more", feed=self._account.feed, error=str(error))
-                ledger.forget(order_id)  # as after an account was reset
+                self.ledger.forget(order_id)  # as after an account was reset
                 continue
             if isinstance(answer, dict):
                 orders[order_id] = answer
-        found = ledger.compare(orders.values(), await self._list_executions(since))
-        self._note_found(len(found))
-        await _tell_in_portions(found, self._publish)
+        return list(orders.values())
 
     async def _read_history(self) -> bool:
         """Tell what the venue's history has; return whether that is all there was."""

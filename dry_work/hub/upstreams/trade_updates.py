@@ -120,8 +120,9 @@ class TradeUpdatesConnection(WebSocketConnection):
 
     async def _catch_up(self) -> NoReturn:
         await self.relay.catch_up()
-        await asyncio.Event().wait()
-        raise AssertionError("unreachable")
+        timing = self._timing
+        orders = await self.relay.watch(interval_s=timing.order_check_s, grace_s=timing.order_grace_s)
+        raise SessionEndError(f"the stream keeps updates of orders back, of {orders} or more", ErrorKind.BEHIND)
 
     def _take_frame(self, frame: bytes) -> Mapping[str, Any] | None:
         """Take an update; return any other message."""

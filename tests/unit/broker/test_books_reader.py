@@ -175,7 +175,7 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path, kind: str) -> None:
     journal.close()
     expected = {
         "foreign": "a database of another program",
-        "later": "orders journal of version 99, this program reads 1",
+        "later": "orders journal of version 99, this program reads up to 2",
         "missing": "there is no such orders journal",
     }.get(kind, "damaged")
     if kind == "text":

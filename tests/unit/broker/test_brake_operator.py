@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from dry_work.broker.books_reader import read_books
+from dry_work.broker.brake import Brake
 from dry_work.broker.journal import AccountRecord, Journal
 from dry_work.broker.operator import AgentPlace, Operator, find_agent
 from dry_work.cli import cli
+from dry_work.clock import ManualClock
 from dry_work.errors import ConfigError
 from dry_work.feeds.lease import AgentLease
-from dry_work.orders.risk import RiskState
+from dry_work.orders.risk import RiskCommand, RiskState
 from dry_work.orders.risk_limits import OpenOrders, RiskLimits
 from dry_work.settings import Credentials
 
-from .scripted_venue import ScriptedVenue, foreign_request
+from .scripted_venue import NOW_NS, ScriptedVenue, foreign_request
 
 KEYS = Credentials(key="KEY", secret="SECRET")
 
@@ -198,17 +201,91 @@ def test_what_is_left_is_printed_and_no_success(
     journal.close()
 
 
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sqlite3.Connection]:
+    """The agent's journal, locked as by a trader that stands still in the middle of writing."""
+    monkeypatch.setattr("dry_work.broker.journal._BUSY_TIMEOUT_S", 0.1)
+    connection = sqlite3.connect(tmp_path / "a" / "orders.sqlite", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    yield connection
+    connection.close()
+
+
+def read_history(folder: Path) -> list[RiskState]:
+    """Return the states in the journal, once what was asked for beside it is taken."""
+    journal = Journal(folder / "a" / "orders.sqlite")
+    journal.take_requests()
+    states = [record.state for record in journal.risk_history()]
+    assert journal.requests.list() == []
+    journal.close()
+    return states
+
+
 def test_a_journal_that_is_locked_does_not_keep_from_flattening(
     venue: ScriptedVenue,
     operator: Callable[..., Operator],
     lines: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    locked: sqlite3.Connection,
 ) -> None:
-    monkeypatch.setattr("dry_work.broker.journal._BUSY_TIMEOUT_S", 0.1)
-    locked = sqlite3.connect(tmp_path / "a" / "orders.sqlite", isolation_level=None)
-    locked.execute("BEGIN IMMEDIATE")  # as of a trader that stands still in the middle of writing
-    assert not operator().flatten("by hand")  # done, but it will not be known
-    assert any("cannot be written" in line for line in lines)
+    assert operator().flatten("by hand")
+    assert any("cannot be written: database is locked; the request stands in" in line for line in lines)
     assert "nothing is left: no open order, no position" in lines
+    assert read_books(tmp_path / "a" / "orders.sqlite").risk.state is RiskState.HALTED  # what `status` shows
     locked.close()
+    assert read_history(tmp_path) == [RiskState.FLATTENING, RiskState.HALTED]
+
+
+def test_a_halt_beside_a_locked_journal_is_taken_before_an_order_leaves(
+    venue: ScriptedVenue,
+    operator: Callable[..., Operator],
+    lines: list[str],
+    tmp_path: Path,
+    locked: sqlite3.Connection,
+) -> None:
+    from msgspec.structs import replace
+
+    journal = Journal(tmp_path / "a" / "orders.sqlite")
+    brake = Brake(
+        journal, venue, agent="a", limits=RiskLimits(), clock=ManualClock(NOW_NS), lockstep=False,
+        is_sending=lambda: False, on_change=lambda: None, on_failure=lambda error: None,
+    )  # fmt: skip
+    assert brake.judge("dw-a-s-2") is None
+    venue.build_event("new", replace(foreign_request("AAPL"), client_order_id="dw-a-s-1"))
+    assert operator().halt("by hand")
+    assert "canceled: 1 orders (1 AAPL)" in lines
+    breach = brake.judge("dw-a-s-2")
+    assert breach is not None  # the request is there, but it cannot be taken yet
+    assert "the risk state cannot be read" in breach.found
+    locked.close()
+    breach = brake.judge("dw-a-s-2")
+    assert breach is not None
+    assert brake.state is RiskState.HALTED
+    journal.close()
+    assert read_history(tmp_path) == [RiskState.HALTED]
+
+
+def test_requests_are_taken_in_their_order_and_a_release_releases(
+    operator: Callable[..., Operator], lines: list[str], tmp_path: Path, locked: sqlite3.Connection
+) -> None:
+    limits = RiskLimits(open_orders=OpenOrders.KEEP)
+    assert operator(limits).release("nothing to release")
+    assert lines.pop() == "agent a is not halted"
+    assert operator(limits).halt("by hand")
+    assert operator(limits).release("it was nothing")
+    assert lines[-2].startswith("agent a is ACTIVE since")
+    locked.close()
+    assert read_history(tmp_path) == [RiskState.HALTED, RiskState.ACTIVE]
+
+
+def test_a_request_that_cannot_be_read_is_a_halt(tmp_path: Path) -> None:
+    journal = Journal(make_agent(tmp_path, "a") / "orders.sqlite")
+    journal.requests.folder.mkdir()
+    (journal.requests.folder / "7.json").write_text("{")
+    (journal.requests.folder / ".tmp-8.json").write_text("being written")
+    assert [(request.command, request.name) for request in journal.requests.list()] == [(RiskCommand.HALT, "7.json")]
+    journal.take_requests()
+    assert journal.risk().state is RiskState.HALTED
+    assert "7.json cannot be read" in journal.risk().reason
+    assert journal.requests.list() == []
+    journal.close()

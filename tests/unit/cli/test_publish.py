@@ -9,7 +9,7 @@ import pytest
 from dry_work.cli import main
 from dry_work.cli.publish import assign_topics, build_messages, describe_topic, parse_symbol_list
 from dry_work.errors import ConfigError
-from dry_work.hub.sinks.pubsub import TopicStatus
+from dry_work.hub.ports import TopicStatus
 from dry_work.market.messages import Bar, Watermark
 
 TOPICS = {"SPY": "market-data", "BTC/USD": "crypto-data"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -18,6 +20,8 @@ from dry_work.cli import cli
 from dry_work.errors import ConfigError
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
+from dry_work.market.completeness import Completeness
+from dry_work.market.market_state import DataHealth, SymbolHealth
 from dry_work.orders.books import Fill
 from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce
 from dry_work.orders.risk import RiskCommand
@@ -255,3 +259,26 @@ def test_of_many_open_orders_the_newest_are_shown() -> None:
     assert "s-10 " not in output
     assert "and 10 older ones" in output
     assert len(status_json("many")["orders"]) == 50
+
+
+def test_how_complete_the_bars_are_is_shown_with_what_is_silent_or_halted() -> None:
+    folder = make_agent("calm", life="running")
+    assert status_json()["agent"]["data"] is None
+    data = DataHealth(
+        market_ns=1_700_000_000_000_000_000,
+        bars=Completeness(expected=2_000, arrived=1_980, late=5, filled=10, missing=5),
+        symbols=(SymbolHealth(symbol="SPY", bars=Completeness(expected=1_000, arrived=995, missing=5)),),
+        silent={"IBM": "no bar for 300 s while its market is open"},
+        halted={"SPY": "Trading Halt: News Pending (T1)"},
+    )
+    beat = {"time_ns": time.time_ns(), "pid": os.getpid(), "data": msgspec.to_builtins(data)}
+    (folder / "heartbeat").write_text(json.dumps(beat))
+    lines = run()[1].splitlines()
+    assert "market data: 99.75% of 2,000 expected bars (5 late, 10 filled, 5 missing)" in lines
+    assert "  SPY is halted: Trading Halt: News Pending (T1)" in lines
+    assert "  IBM is silent: no bar for 300 s while its market is open" in lines
+    shown = status_json()["agent"]["data"]
+    assert shown["bars"]["missing"] == 5
+    assert shown["symbols"]["SPY"]["arrived"] == 995
+    assert shown["halted"] == data.halted
+    assert shown["market_time"] == "2023-11-14T22:13:20Z"

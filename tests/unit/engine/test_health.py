@@ -16,9 +16,13 @@ from typing import Any
 
 import pytest
 
-from dry_work.clock import SECOND_NS
+from dry_work.clock import SECOND_NS, SystemClock
 from dry_work.engine.health import STALE_S, AgentHealth, Life, list_agents, read_health
+from dry_work.engine.state import HEARTBEAT, AgentState
 from dry_work.feeds.lease import AgentLease
+from dry_work.market.completeness import Completeness
+from dry_work.market.market_state import DataHealth
+from dry_work.settings import RunSettings
 
 HOLDER = """
 import sys, time
@@ -151,3 +155,23 @@ def test_agents_are_found_in_all_the_places_where_runs_keep_them(tmp_path: Path)
     assert [health.path for health in found] == [tmp_path, tmp_path / "b", tmp_path / "d", tmp_path / "local" / "c"]
     assert [health.name for health in found][1:] == ["b", "d", "c"]
     assert list_agents([tmp_path / "absent"], now_ns=0) == []
+
+
+def test_how_the_data_stood_is_read_from_the_heartbeat(tmp_path: Path) -> None:
+    settings = RunSettings(
+        symbols=(), agent="x", params={}, mode="paper", agent_id="a", state_dir=tmp_path, state_dir_given=True
+    )
+    state = AgentState(settings)
+    state.acquire()
+    try:
+        state.beat(SystemClock())
+        assert read(tmp_path).data is None
+        data = DataHealth(bars=Completeness(expected=10, arrived=9, missing=1), halted={"SPY": "Trading Halt"})
+        state.beat(SystemClock(), data)
+        assert read(tmp_path).data == data
+        (tmp_path / HEARTBEAT).write_text(json.dumps({"time_ns": time.time_ns(), "pid": os.getpid(), "data": [1]}))
+        assert read(tmp_path).data is None
+        (tmp_path / HEARTBEAT).write_text(json.dumps({"time_ns": 1, "pid": 1, "data": {}}))
+        assert read(tmp_path).data is None  # of an earlier process
+    finally:
+        state.release()

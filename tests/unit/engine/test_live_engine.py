@@ -12,7 +12,7 @@ import pytest
 from dry_work.engine.live import LiveCerebro
 from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.base import LiveFeed
-from dry_work.market.messages import News, Slice
+from dry_work.market.messages import BarNote, News, PriceBands, Slice, TradingStatus
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
 
@@ -76,6 +76,10 @@ def build(source: Any, log: list[Any], symbols: tuple[str, ...] = ("AAA",), **op
         cerebro.adddata(LiveFeed(symbol=symbol))
     cerebro.addstrategy(Recorder, log=log, period=period)
     return cerebro
+
+
+def status(code: str, at_ns: int, *, symbol: str = "AAA", **words: str) -> TradingStatus:
+    return TradingStatus(symbol=symbol, ts_event_ns=at_ns, code=code, **words)
 
 
 def run_in_thread(cerebro: LiveCerebro) -> tuple[threading.Thread, list[BaseException]]:
@@ -307,6 +311,52 @@ def test_trade_events_that_do_not_come_end_the_run_with_their_name() -> None:
         cerebro.run()
 
 
+def test_a_slice_that_was_decided_before_moves_the_feeds_and_is_reported_without_a_turn() -> None:
+    bars = [make_bar("AAA", minute, 50.0 + minute) for minute in range(2)]
+    slices = [
+        Slice(end_ns=bars[0].end_ns, bars=(bars[0],), number=7, filled=True),
+        Slice(end_ns=bars[1].end_ns, bars=(bars[1],), number=8, last=True),
+    ]
+    log: list[Any] = []
+    broker, decided = GatedBroker(), list[int | None]()
+    cerebro = build(ListSource(slices), log, lockstep=True, period=2)
+    cerebro.setbroker(broker)
+    cerebro.on_decided = lambda piece: decided.append(piece.number)
+    cerebro.run()
+    assert [entry for entry in log if entry[0] == "next"] == [("next", 2, 50.5)]
+    assert decided == [8]
+    assert broker.ended == [7, 8]
+
+
+def test_a_last_slice_that_was_decided_before_ends_the_run() -> None:
+    bar = make_bar("AAA", 0, 50.0)
+    log: list[Any] = []
+    broker = GatedBroker()
+    piece = Slice(end_ns=bar.end_ns, bars=(bar,), number=9, last=True, filled=True)
+    cerebro = build(ListSource([piece]), log, lockstep=True)
+    cerebro.setbroker(broker)
+    cerebro.run()
+    assert not any(entry[0] == "next" for entry in log)
+    assert (broker.ended, broker.slice_end_ns, cerebro.end_of_data) == ([9], bar.end_ns, True)
+
+
+def test_a_slice_is_decided_when_its_turn_has_stopped_the_run_but_not_reported() -> None:
+    class Stopping(bt.Strategy):
+        def next(self) -> None:
+            self.env.runstop()
+
+    bars = [make_bar("AAA", minute, 50.0) for minute in range(2)]
+    slices = [Slice(end_ns=bar.end_ns, bars=(bar,), number=number) for number, bar in enumerate(bars, 1)]
+    cerebro: Any = LiveCerebro(source=ListSource(slices), wakeup=Wakeup(), lockstep=True)
+    cerebro.adddata(LiveFeed(symbol="AAA"))
+    cerebro.addstrategy(Stopping)
+    broker, decided = GatedBroker(), list[int | None]()
+    cerebro.setbroker(broker)
+    cerebro.on_decided = lambda piece: decided.append(piece.number)
+    cerebro.run()
+    assert (decided, broker.ended) == ([1], [])
+
+
 def test_an_exception_in_the_strategy_leaves_the_run() -> None:
     class Broken(bt.Strategy):
         def next(self) -> None:
@@ -330,3 +380,95 @@ def test_a_feed_that_is_not_live_is_refused() -> None:
     cerebro.adddata(bt.feeds.PandasData(dataname=__import__("pandas").DataFrame()))
     with pytest.raises(ConfigError, match="PandasData is no live feed"):
         cerebro.run()
+
+
+def test_a_halt_is_told_shown_on_the_data_and_ended_by_its_resumption() -> None:
+    log: list[Any] = []
+    bars = slices_of([make_bar("AAA", minute, 50.0) for minute in (0, 1, 5)])
+    halted = status("H", bars[1].end_ns, message="Trading Halt", reason="News Pending")
+    resumed = status("T", bars[2].end_ns - 1, message="Trading Resumption")
+    other = status("H", 1, symbol="ZZZ")
+
+    class Halting(Recorder):
+        def next(self) -> None:
+            self.p.log.append((len(self), self.data.trading.is_halted, self.data.trading.status))
+
+    cerebro = LiveCerebro(
+        source=ListSource(
+            [*bars[:2], other, halted, PriceBands(symbol="AAA", ts_event_ns=1, upper=2, lower=1), resumed, bars[2]]
+        ),
+        wakeup=Wakeup(),
+    )
+    cerebro.adddata(LiveFeed(symbol="AAA"))
+    cerebro.addstrategy(Halting, log=log)
+    details: list[Any] = []
+    cerebro.adddatacb(lambda _data, status, *args: details.append((bt.DataBase._getstatusname(status), *args)))
+    cerebro.run()
+    assert [entry for entry in log if entry[0] == "store"] == [
+        ("store", "trading_status", (halted,)),
+        ("store", "trading_status", (resumed,)),
+    ]
+    assert details == [
+        ("DELAYED",),
+        ("LIVE",),
+        ("DELAYED", "halted: Trading Halt: News Pending"),
+        ("LIVE", "traded again: Trading Resumption"),
+    ]
+    assert [entry for entry in log if isinstance(entry[0], int)] == [
+        (1, False, None),
+        (2, False, None),
+        (3, False, resumed),
+    ]
+    assert cerebro.market.bands["AAA"].upper == 2
+
+
+def test_bars_after_a_halt_end_it_before_the_strategy_sees_them() -> None:
+    log: list[Any] = []
+    bars = slices_of([make_bar("AAA", minute, 50.0) for minute in (0, 1, 5)])
+    halted = status("H", bars[0].end_ns + 1)
+
+    class Asking(Recorder):
+        def next(self) -> None:
+            self.p.log.append((len(self), self.data.trading.is_halted))
+
+    cerebro = LiveCerebro(source=ListSource([bars[0], halted, *bars[1:]]), wakeup=Wakeup())
+    cerebro.adddata(LiveFeed(symbol="AAA"))
+    cerebro.addstrategy(Asking, log=log)
+    cerebro.run()
+    # The second bar began before the halt; the third shows that the symbol is traded again.
+    assert [entry for entry in log if isinstance(entry[0], int)] == [(1, False), (2, True), (3, False)]
+
+
+def test_bars_that_are_not_delivered_are_counted_and_told_if_they_are_to_be() -> None:
+    log: list[Any] = []
+    bars = [make_bar("BTC/USD", minute, 50.0) for minute in range(4)]
+    events: list[SourceEvent] = [
+        *slices_of([bars[1]], last=False),
+        BarNote(bar=bars[1], is_revision=True),
+        BarNote(bar=bars[1], is_revision=True, is_told=True),
+        *slices_of([bars[3]], last=False),
+        BarNote(bar=bars[2]),
+        *slices_of([make_bar("BTC/USD", 4, 50.0)]),
+    ]
+    cerebro = build(ListSource(events), log, symbols=("BTC/USD",))
+    cerebro.run()
+    assert [entry for entry in log if entry[0] == "store"] == [("store", "revised_bar", (bars[1],))]
+    counts = cerebro.completeness.of("BTC/USD")
+    assert (counts.expected, counts.arrived, counts.late, counts.revised, counts.missing) == (4, 3, 1, 2, 0)
+    health = cerebro.describe_data()
+    assert (health.connected, health.market_ns, health.bars) == (True, make_bar("BTC/USD", 4, 50.0).end_ns, counts)
+
+
+def test_a_silent_symbol_is_part_of_how_the_data_stand_until_it_is_back() -> None:
+    log: list[Any] = []
+    bars = slices_of([make_bar("AAA", minute, 50.0) for minute in (0, 1)], last=False)
+    silent = SourceStatus(connected=False, symbol="AAA", detail="no bar for 300 s")
+    cerebro = build(ListSource([bars[0], silent]), log)
+    seen: list[Any] = []
+    cerebro._check_health = lambda: seen.append(dict(cerebro.market.silent))
+    source = cerebro._source
+    assert isinstance(source, ListSource)
+    source.events.extend([SourceStatus(connected=True, symbol="AAA"), *slices_of([make_bar("AAA", 2, 50.0)])])
+    cerebro.run()
+    assert {"AAA": "no bar for 300 s"} in seen
+    assert cerebro.market.silent == {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dry_work.broker.told import ToldOrder, ToldRecord
 from dry_work.clock import ManualClock
-from dry_work.engine.strategy_state import StrategyKeeper, check_state
+from dry_work.engine.strategy_state import StrategyKeeper, check_state, keeps_by_slice
 from dry_work.errors import ConfigError, StrategyError
 from dry_work.orders.lifecycle import Phase
 
@@ -217,3 +217,107 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "strategy.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="what the strategy was told of its orders cannot be read"):
         keeper(tmp_path).follow(Telling(), Hearing)
+
+
+# Slices, in lock-step
+
+
+def by_slice(folder: Path, agent: str = "agent:Counter") -> StrategyKeeper:
+    return StrategyKeeper(folder / "strategy.json", agent=agent, clock=ManualClock(), by_slice=True)
+
+
+def follow(kept: StrategyKeeper, strategy: Any) -> Telling:
+    telling = Telling()
+    telling.path = kept._path
+    kept.follow(telling, type(strategy))
+    return telling
+
+
+class Stateless:
+    def notify_order(self, order: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("strategy", [Hearing({"n": 1}), Stateless()])
+def test_in_lock_step_each_slice_is_written_before_its_orders_leave(tmp_path: Path, strategy: Any) -> None:
+    kept = by_slice(tmp_path)
+    telling = follow(kept, strategy)
+    kept.load(strategy)
+    for number in (1, 2):
+        kept.after_slice(number)  # orders alone write nothing: the turn may not be over
+        kept.after_turn()
+        assert telling.released == number - 1
+        kept.note_decided(number, number * 60)
+        assert json.loads(kept._path.read_text())["slice"] == {"number": number, "end_ns": number * 60}
+    assert telling.written_at_release == [True, True]
+    after = by_slice(tmp_path)
+    assert follow(after, strategy).given == ToldRecord()
+    assert after.is_decided(2, 120)
+    assert not after.is_decided(1, 60)
+    assert after.load(strategy) == ("state of agent:Counter loaded" if isinstance(strategy, Hearing) else "")
+
+
+@pytest.mark.parametrize("owed", [(0, 0), (2, 121), (3, 180), (1, 60)])
+def test_a_decision_on_a_slice_that_nobody_waits_for_is_forgotten(tmp_path: Path, owed: tuple[int, int]) -> None:
+    kept = by_slice(tmp_path)
+    follow(kept, Stateless())
+    kept.load(Stateless())
+    kept.note_decided(2, 120)
+    same, other = by_slice(tmp_path), by_slice(tmp_path)
+    for after in (same, other):
+        follow(after, Stateless())
+        after.load(Stateless())
+    same.take_up(2, 120)
+    assert same.is_decided(2, 120)
+    other.take_up(*owed)
+    assert not other.is_decided(2, 120)
+    other.save()
+    assert json.loads((tmp_path / "strategy.json").read_text())["slice"] is None
+
+
+def test_a_decision_of_another_strategy_is_none_of_ours(tmp_path: Path) -> None:
+    kept = by_slice(tmp_path, "agent:Other")
+    follow(kept, Stateless())
+    kept.load(Stateless())
+    kept.note_decided(2, 120)
+    after = by_slice(tmp_path)
+    follow(after, Stateless())
+    assert not after.is_decided(2, 120)
+
+
+def test_state_outlives_a_run_of_a_strategy_that_does_not_take_it(tmp_path: Path) -> None:
+    kept = by_slice(tmp_path)
+    follow(kept, Hearing())
+    kept.load(Hearing({"n": 7}))
+    kept.note_decided(1, 60)
+    between = by_slice(tmp_path)
+    follow(between, Stateless())
+    assert "has no load_state" in between.load(Stateless())
+    between.note_decided(2, 120)
+    strategy = Hearing()
+    after = by_slice(tmp_path)
+    follow(after, strategy)
+    after.load(strategy)
+    assert strategy.state == {"n": 7}
+
+
+def test_a_slice_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    content = {"version": 1, "agent": "agent:Counter", "saved_ns": 1, "slice": {"number": "x"}}
+    (tmp_path / "strategy.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="the slice that was decided last cannot be read"):
+        follow(by_slice(tmp_path), Stateless())
+
+
+@pytest.mark.parametrize(
+    ("lockstep", "mode", "agent_id", "keeps"),
+    [
+        (True, "paper", "steady", True),
+        (False, "paper", "steady", False),
+        (True, "local", "steady", False),  # it begins with an empty directory
+        (True, "paper", "", False),  # nobody would find it again
+    ],
+)
+def test_only_a_run_that_can_be_taken_up_is_kept_by_slice(
+    lockstep: bool, mode: str, agent_id: str, keeps: bool
+) -> None:
+    assert keeps_by_slice(lockstep=lockstep, mode=mode, agent_id=agent_id) is keeps

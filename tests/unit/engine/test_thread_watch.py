@@ -62,3 +62,11 @@ def test_threads_from_before_the_run_are_no_concern_of_it(ends: dict[str, thread
     before.join(DEADLINE_S)
     watch.look(1.0)
     assert watch.watched == []
+
+
+def test_readers_of_the_hub_are_known_by_how_their_names_begin(ends: dict[str, threading.Event]) -> None:
+    watch = ThreadWatch(threading.enumerate())
+    for name in ("dry-work-grpc-stocks-crypto", "dry-work agent-a-market-data", "dry-work-recorder", "hub"):
+        begin(name, ends)
+    watch.begin()
+    assert watch.watched == ["dry-work-grpc-stocks-crypto", "hub"]

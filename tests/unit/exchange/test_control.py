@@ -173,6 +173,37 @@ async def test_a_consumer_that_is_started_again_goes_on_with_the_next_slice(
         assert (await reader.receive_slice())[1].slice == 3
 
 
+async def test_a_consumer_is_told_where_it_is(run_exchange: Run, connect: Connect) -> None:
+    client = connect(run_exchange())
+    path = "/dry-work/v1/consumers/a"
+    assert (await client.call("GET", path))[0] == 404
+    assert (await client.call("GET", path, headers={}))[0] == 401
+    await client.register()
+    place = {"consumer": "a", "slice": 0, "end": None, "owes": False}
+    assert await client.call("GET", path) == (200, place)
+    async with client.reader() as reader:
+        await reader.receive_slice()
+        place = {"consumer": "a", "slice": 1, "end": "2024-06-11T13:31:00Z", "owes": True}
+        assert await client.call("GET", path) == (200, place)
+        await client.report(1)
+        await reader.receive_slice()
+        assert (await client.call("GET", path))[1]["slice"] == 2
+
+
+async def test_a_consumer_that_resumes_gets_the_open_slice_again(run_exchange: Run, connect: Connect) -> None:
+    client = connect(run_exchange())
+    await client.register()
+    async with client.reader() as reader:
+        await reader.receive_slice()
+        await client.report(1)
+        await reader.receive_slice()
+        body = {"consumer": "a", "symbols": ["SPY"], "resume": True}
+        assert (await client.call("POST", "/dry-work/v1/consumers", body))[0] == 200
+        assert (await reader.receive_slice())[1].slice == 2
+        await client.report(2)
+        assert (await reader.receive_slice())[1].slice == 3
+
+
 async def test_two_runs_make_the_same_orders_events_and_fills(run_exchange: Run, connect: Connect) -> None:
     runs = []
     for _ in range(2):

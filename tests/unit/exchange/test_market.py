@@ -195,6 +195,30 @@ def test_a_consumer_that_was_started_again_does_not_owe_what_it_never_saw() -> N
     assert lockstep.owing() == ["a"]
 
 
+def test_a_consumer_that_resumes_owes_what_it_owed() -> None:
+    lockstep = make_lockstep("a")
+    lockstep.open(1)
+    report(lockstep, "a", 1)
+    assert not lockstep.register("a", key_id="key of a", symbols=["SPY"], resume=True)
+    lockstep.close()
+    lockstep.open(2)
+    assert lockstep.register("a", key_id="key of a", symbols=["SPY"], resume=True)
+    assert lockstep.owing() == ["a"]
+
+
+def test_what_a_consumer_owes_is_told_to_its_key_alone() -> None:
+    lockstep = make_lockstep("a")
+    assert not lockstep.owes("a", key_id="key of a")
+    lockstep.open(1)
+    assert lockstep.owes("a", key_id="key of a")
+    report(lockstep, "a", 1)
+    assert not lockstep.owes("a", key_id="key of a")
+    for consumer, key_id in (("a", "another key"), ("b", "key of a")):
+        with pytest.raises(RefusedError) as caught:
+            lockstep.owes(consumer, key_id=key_id)
+        assert caught.value.http_status == 404
+
+
 # When slices are due, and which is the last
 
 
@@ -395,6 +419,34 @@ async def test_a_consumer_that_died_stops_holding_the_market(monkeypatch: pytest
         assert len(floor.published) == 1
         floor.silent_s["key of b"] = 60.0
         await wait_until(lambda: len(floor.published) == 2)
+    assert floor.lockstep.registered == 1
+
+
+class Looked(dict[str, float]):
+    """Counts how often somebody has looked."""
+
+    looks = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.looks += 1
+        return super().get(key, default)
+
+
+async def test_the_market_stands_still_for_consumers_that_died_while_nobody_else_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(market, "CHECK_S", 0.01)
+    floor = Floor(make_lockstep("a", "b", expected=2))
+    dead = Looked({"key of a": 60.0, "key of b": 60.0})
+    player = make_player(floor, 2)
+    async with playing(player):
+        await settle()
+        floor.silent_s = dead
+        await wait_until(lambda: dead.looks >= 6)  # some times, at both
+        assert (len(floor.published), floor.lockstep.registered) == (1, 2)
+        floor.lockstep.register("c", key_id="key of c", symbols=["SPY"])
+        await wait_until(lambda: len(floor.published) == 2)
+    assert floor.lockstep.owing() == ["c"]
     assert floor.lockstep.registered == 1
 
 

@@ -22,7 +22,7 @@ from dry_work.feeds.intake import Intake
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.feeds.staleness import StaleWatch
 from dry_work.feeds.subscriptions import OWNER_LABEL, build_labels, describe_owner, subscription_id
-from dry_work.market.messages import Bar, Envelope, News, Slice, Watermark
+from dry_work.market.messages import Bar, BarNote, Envelope, News, Slice, Watermark
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
 from dry_work.wire.pubsub import encode_bar, encode_batch, encode_news, encode_watermark
@@ -111,6 +111,7 @@ class Reader:
     def __init__(self, source: PubSubMarketSource, wakeup: Wakeup) -> None:
         self.source = source
         self.wakeup = wakeup
+        self.notes: list[BarNote] = []
 
     def next(self, timeout_s: float = 10.0) -> SourceEvent:
         deadline = time.monotonic() + timeout_s
@@ -123,7 +124,8 @@ class Reader:
         raise AssertionError(f"no event within {timeout_s} s; counters {dict(self.source.counters())}")
 
     def next_slice(self, timeout_s: float = 10.0) -> Slice:
-        event = self.next(timeout_s)
+        while isinstance(event := self.next(timeout_s), BarNote):
+            self.notes.append(event)
         assert isinstance(event, Slice), event
         return event
 
@@ -248,6 +250,10 @@ def test_bad_duplicate_and_foreign_messages_are_counted_and_the_rest_goes_on(ser
     piece = reader.next_slice()
     assert summary(piece) == ["A@1", "B@1"]
     assert piece.bars[0].extra == {"rsi": 5.0}
+    assert sorted((note.bar.symbol, note.is_revision, note.is_told) for note in reader.notes) == [
+        ("A", False, False),  # an older one
+        ("A", True, False),
+    ]
     assert reader.source.counters() == {
         "messages": 14,
         "dropped_not_json": 1,
@@ -268,6 +274,21 @@ def test_bad_duplicate_and_foreign_messages_are_counted_and_the_rest_goes_on(ser
     while server.pubsub.counters()["acknowledged"] < 14 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert server.pubsub.counters()["acknowledged"] == 14
+
+
+def test_late_and_corrected_bars_go_by_the_declared_policy(server: Server, sources: Sources) -> None:
+    reader = sources.start(("A", "B"), watermarks=False, grace_s=0.05, drops_late=True, tells_revised=True)
+    server.publish("market-data", encode_bar(bar("A", 1)))
+    assert summary(reader.next_slice()) == ["A@1"]  # it has waited for B in vain
+    server.publish("market-data", encode_bar(bar("B", 1)), encode_bar(bar("A", 1, revision=1)))
+    notes = [reader.next(), reader.next()]
+    assert all(isinstance(note, BarNote) for note in notes)
+    assert {(note.bar.symbol, note.is_revision, note.is_told) for note in notes if isinstance(note, BarNote)} == {
+        ("B", False, False),
+        ("A", True, True),
+    }
+    counters = reader.source.counters()
+    assert (counters["late_bars"], counters["dropped_late_bars"], counters["revised_bars"]) == (1, 1, 1)
 
 
 def test_a_message_that_cannot_be_read_makes_no_gap(server: Server, sources: Sources) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from dry_work.cli.run import build_settings
 from dry_work.clock import MINUTE_NS, SECOND_NS, ManualClock
-from dry_work.engine.runner import build_reader
+from dry_work.engine.run_market import build_reader
 from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.source import BufferedSource, ReaderSettings
 from dry_work.market.completeness import MarketHours
-from dry_work.market.messages import Bar, Envelope
+from dry_work.market.messages import Bar, Envelope, TradingStatus
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
-from dry_work.settings import RunSettings, parse_stale, parse_stale_action
+from dry_work.settings import RunSettings, parse_choice, parse_stale
 from dry_work.wakeup import Wakeup
 
 TUESDAY_NOON_NS = 1_719_936_000_000_000_000  # 2024-07-02T12:00 in New York
@@ -35,6 +38,10 @@ class HandFed(BufferedSource):
             if isinstance(event, SourceFailed):
                 break
         return found
+
+    def bring_status(self, symbol: str, at_ns: int, code: str, reason: str = "") -> None:
+        status = TradingStatus(symbol=symbol, ts_event_ns=at_ns, code=code, message=f"code {code}", reason=reason)
+        assert self._put(Envelope(topic="t", message=status), lambda: None)
 
 
 def start(symbols: list[str], clock: ManualClock, *, stops: bool = False) -> HandFed:
@@ -97,6 +104,67 @@ def test_one_stale_symbol_of_two_ends_nothing() -> None:
     assert words(source.events()) == [("SPY", False)]
 
 
+def test_a_halted_symbol_is_not_stale_and_the_time_counts_from_its_resumption() -> None:
+    clock = ManualClock(TUESDAY_NOON_NS)
+    source = start(["SPY", "BTC/USD"], clock)
+    clock.advance(100)
+    source.bring_status("SPY", clock.time_ns(), "H", "News pending")
+    clock.advance(250)
+    source.bring("BTC/USD", clock.time_ns())
+    assert words(source.events()) == []
+    clock.advance(299)
+    source.bring_status("SPY", clock.time_ns(), "Q")  # quotes only: not traded yet
+    source.bring("BTC/USD", clock.time_ns())
+    assert words(source.events()) == []
+    source.bring_status("SPY", clock.time_ns(), "T")
+    source.events()
+    clock.advance(299)
+    source.bring("BTC/USD", clock.time_ns())
+    assert words(source.events()) == []
+    clock.advance(2)
+    assert words(source.events()) == [("SPY", False)]
+
+
+def test_a_stale_symbol_whose_halt_is_told_is_stale_no_more_and_ends_no_run() -> None:
+    clock = ManualClock(TUESDAY_NOON_NS)
+    source = start(["SPY", "IBM"], clock, stops=True)
+    clock.advance(200)
+    source.bring("IBM", clock.time_ns())
+    clock.advance(101)
+    assert words(source.events()) == [("SPY", False)]
+    source.bring_status("SPY", clock.time_ns(), "2")
+    source.events()
+    assert source._stale is not None
+    assert source._stale.stale == frozenset()
+    source.bring_status("IBM", clock.time_ns(), "P")
+    source.events()
+    clock.advance(3600)
+    assert not [event for event in source.events() if isinstance(event, SourceStatus | SourceFailed)]
+    assert source.counters()["trading_statuses"] == 2
+
+
+def test_when_all_but_halted_symbols_are_stale_the_source_fails_if_it_is_to() -> None:
+    clock = ManualClock(TUESDAY_NOON_NS)
+    source = start(["SPY", "IBM"], clock, stops=True)
+    source.bring_status("SPY", clock.time_ns(), "H")
+    source.events()
+    clock.advance(301)
+    *told, failed = source.events()
+    assert words(told) == [("IBM", False)]
+    assert isinstance(failed, SourceFailed)
+
+
+def test_a_bar_that_begins_after_a_halt_ends_it_though_nobody_said_so() -> None:
+    clock = ManualClock(TUESDAY_NOON_NS)
+    source = start(["SPY"], clock)
+    source.bring_status("SPY", clock.time_ns(), "H")
+    clock.advance(60)
+    source.bring("SPY", clock.time_ns())  # it begins with the halt
+    source.events()
+    clock.advance(301)
+    assert words(source.events()) == [("SPY", False)]
+
+
 @pytest.mark.parametrize("text", ["59", "nan", "inf", "-1", "soon", ""])
 def test_a_limit_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected seconds from 60 on, or off"):
@@ -106,10 +174,29 @@ def test_a_limit_that_is_none_is_refused(text: str) -> None:
 def test_the_settings_are_read() -> None:
     assert parse_stale("60") == 60.0
     assert parse_stale("off") is None
-    assert parse_stale_action("Stop")
-    assert not parse_stale_action("tell")
-    with pytest.raises(ConfigError, match="expected tell or stop"):
-        parse_stale_action("end")
+    assert parse_choice(" Stop", ("tell", "stop"), name="stale_action", variable="DRY_WORK_STALE_ACTION")
+    assert not parse_choice("tell", ("tell", "stop"), name="stale_action", variable="DRY_WORK_STALE_ACTION")
+    with pytest.raises(ConfigError, match=r"late 'end' \(DRY_WORK_LATE\): expected next or drop"):
+        parse_choice("end", ("next", "drop"), name="late", variable="DRY_WORK_LATE")
+
+
+def test_the_policies_are_read_from_the_environment_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "symbols.txt").write_text("SPY\n")
+    options = {"local": True, "symbols": str(tmp_path / "symbols.txt")}
+
+    def policies(toml: dict[str, str], environment: dict[str, str]) -> tuple[bool, bool, bool]:
+        found = build_settings(options, toml, environment)
+        reader = build_reader(found, MarketHours(), lockstep=True)
+        assert (reader.drops_late, reader.tells_revised) == (found.drops_late, found.tells_revised)
+        return found.drops_late, found.tells_revised, found.wants_statuses
+
+    assert policies({}, {}) == (False, False, True)
+    toml = {"late": "drop", "revised": "tell", "statuses": "off"}
+    assert policies(toml, {}) == (True, True, False)
+    environment = {"DRY_WORK_LATE": "next", "DRY_WORK_REVISED": "record", "DRY_WORK_STATUSES": "on"}
+    assert policies(toml, environment) == (False, False, True)
+    with pytest.raises(ConfigError, match=r"revised 'ignore' \(DRY_WORK_REVISED\): expected record or tell"):
+        policies({}, {"DRY_WORK_REVISED": "ignore"})
 
 
 def test_a_run_with_alpaca_watches_for_silence_by_default_and_none_beside_a_simulated_exchange() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from dry_work.hub.core import ConnectionState
 from dry_work.hub.health import HealthReport, assess_health, build_document, name_feeds
-from dry_work.hub.ports import SinkStatus
-from dry_work.hub.sinks.pubsub import TopicStatus
+from dry_work.hub.ports import SinkStatus, TopicStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 
 UP, DOWN = ConnectionState.CONNECTED, ConnectionState.RECONNECTING

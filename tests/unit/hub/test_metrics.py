@@ -11,8 +11,7 @@ from dry_work.hub.core import ConnectionState
 from dry_work.hub.events import CHANNELS, DATA_FEEDS, FEEDS, HubEvent
 from dry_work.hub.message_types import count_kinds, item_type, message_type, name_counts
 from dry_work.hub.metrics import HubCounts, encode_hub_metrics
-from dry_work.hub.ports import SinkStatus
-from dry_work.hub.sinks.pubsub import TopicStatus
+from dry_work.hub.ports import SinkStatus, TopicStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.observability.metrics import Histogram, Metric
 

@@ -89,6 +89,37 @@ def test_what_the_stream_swallowed_is_found_by_comparing() -> None:
     assert ledger.compare([filled], [make_execution("10", "5")]) == []
 
 
+@pytest.mark.parametrize(
+    ("order", "is_behind"),
+    [
+        (make_order(), False),
+        (make_order(status="partially_filled", filled="2"), False),
+        (make_order(status="pending_cancel", filled="1"), False),  # an answer that is older than what was told
+        (make_order(status="partially_filled", filled="3"), True),
+        (make_order(status="canceled", filled="2"), True),
+        (make_order(status="filled", filled="10"), True),
+        (make_order("o2"), True),
+        (make_order("o2", "canceled"), True),
+        (make_order("o2", "accepted"), False),
+        (make_order("o2", "held"), False),
+        (make_order("o3", "canceled"), False),
+    ],
+)
+def test_an_order_that_is_further_than_was_told_shows_that_the_stream_is_behind(
+    order: dict[str, Any], is_behind: bool
+) -> None:
+    ledger = OrderLedger()
+    ledger.take(make_data("new", make_order(), "01A"))
+    ledger.take(make_data("partial_fill", make_order(status="partially_filled", filled="2"), "01B", qty="2"))
+    ledger.take(make_data("canceled", make_order("o3", "canceled"), "01C"))
+    told = ledger.told
+    assert ledger.is_behind(order) is is_behind
+    assert (ledger.told, ledger.open_ids) == (told, {"o1"}), "to look changes nothing"
+    if is_behind:
+        ledger.compare([order], [])
+        assert not ledger.is_behind(order)
+
+
 def test_an_order_that_the_venue_does_not_know_any_more_is_forgotten() -> None:
     ledger = OrderLedger()
     ledger.take(make_data("new", make_order(), "01A"))
@@ -182,6 +213,7 @@ def test_whatever_is_lost_every_quantity_is_told_once(
     ledger = OrderLedger()
     ledger.seed([make_order("another")])
     told = [event for update in stream[:cut] if (event := ledger.take(update))]
+    assert not any(ledger.is_behind(update["order"]) for update in stream[:cut])
     if seen:
         now = stream[seen - 1]["order"]
         told += ledger.compare([now], executions)

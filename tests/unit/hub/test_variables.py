@@ -256,6 +256,8 @@ EFFECTS: list[tuple[dict[str, str], Callable[[Built], Any], Any]] = [
     ({"STREAM_PROXY_GRPC_PORT": "50053"}, lambda b: b.sink("grpc").port, 50053),
     ({"STREAM_PROXY_HEARTBEAT_INTERVAL_SECS": "5"}, timing("options", "ping_interval_s"), 5.0),
     ({"STREAM_PROXY_HEARTBEAT_TIMEOUT_SECS": "61"}, order_timing("silence_timeout_s"), 61.0),
+    ({"ORDER_CHECK_INTERVAL": "0"}, order_timing("order_check_s"), 0.0),
+    ({"ORDER_CHECK_INTERVAL": "7.5"}, order_timing("order_check_s"), 7.5),
     ({"STREAM_PROXY_RECONNECT_DELAY_INITIAL_MS": "250"}, timing("stocks", "first_wait_s"), 0.25),
     ({"STREAM_PROXY_RECONNECT_DELAY_MAX_SECS": "31"}, order_timing("longest_wait_s"), 31.0),
     ({"STREAM_PROXY_RECONNECT_DELAY_MULTIPLIER": "3"}, timing("news", "wait_factor"), 3.0),
@@ -382,6 +384,7 @@ def test_empty_counts_as_unset(build: Callable[..., Built], name: str) -> None:
     ("name", "value"),
     [
         ("NEWS_POLL_INTERVAL", "often"),
+        ("ORDER_CHECK_INTERVAL", "-1"),
         ("SHUTDOWN_TIMEOUT", "30"),
         ("HTTP_CLIENT_TIMEOUT", "0s"),
         ("HUB_BATCH", "maybe"),

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
-from dry_work.market.barrier import BarBarrier, SliceAssembler
-from dry_work.market.messages import Bar, Envelope, News, Slice, Watermark
+from dry_work.market.barrier import BarBarrier, OtherEvent, SliceAssembler
+from dry_work.market.messages import Bar, BarNote, Envelope, News, Slice, Watermark
 from dry_work.market.sequencing import Sequencer
 
 GRACE_NS = 5 * SECOND_NS
@@ -30,14 +30,14 @@ def build(symbols: Sequence[str] = ("A", "B"), topics: Iterable[str] = ("t",), *
     return BarBarrier(symbols=symbols, topics=tuple(topics), **settings)  # type: ignore[arg-type]
 
 
-def take_all(barrier: BarBarrier | SliceAssembler) -> list[Slice | News]:
-    taken: list[Slice | News] = []
+def take_all(barrier: BarBarrier | SliceAssembler) -> list[Slice | OtherEvent]:
+    taken: list[Slice | OtherEvent] = []
     while (event := barrier.take()) is not None:
         taken.append(event)
     return taken
 
 
-def summary(events: Iterable[Slice | News]) -> list[tuple[int | None, int, list[str]]]:
+def summary(events: Iterable[Slice | OtherEvent]) -> list[tuple[int | None, int, list[str]]]:
     """Number, end minute, and symbol@end minute of each bar."""
     found = []
     for event in events:
@@ -465,3 +465,49 @@ def test_news_passes_at_once(epoch: str) -> None:
     news = News(symbols=("A",), headline="h")
     assembler.push(Envelope(topic="news", message=news, epoch=epoch, seq=1), 0)
     assert take_all(assembler) == [news]
+
+
+def test_a_late_bar_is_left_out_and_told_when_the_policy_says_so() -> None:
+    barrier = build(drops_late=True, grace_ns=GRACE_NS)
+    barrier.push_bar("t", bar("A", 1), 0)
+    barrier.expire(GRACE_NS)
+    barrier.push_bar("t", bar("B", 1), GRACE_NS + 1)
+    assert barrier.take_dropped() == [bar("B", 1)]
+    assert barrier.take_dropped() == []
+    barrier.push_bar("t", bar("A", 2), GRACE_NS + 2)
+    barrier.push_bar("t", bar("B", 2), GRACE_NS + 3)
+    assert summary(take_all(barrier)) == [(None, 1, ["A@1"]), (None, 2, ["A@2", "B@2"])]
+    assert barrier.counts["late_bars"] == barrier.counts["dropped_late_bars"] == 1
+    assert barrier.next_deadline_ns() is None
+
+
+@pytest.mark.parametrize("drops_late", [False, True])
+@pytest.mark.parametrize("tells_revised", [False, True])
+def test_what_is_not_delivered_is_told_by_the_declared_policy(drops_late: bool, tells_revised: bool) -> None:
+    assembler = SliceAssembler(
+        sequencer=Sequencer(),
+        barrier=build(drops_late=drops_late, grace_ns=GRACE_NS),
+        tells_revised=tells_revised,
+    )
+
+    def push(sent: Bar, now_ns: int) -> None:
+        assembler.push(Envelope(topic="t", message=sent), now_ns)
+
+    push(bar("A", 2), 0)
+    assembler.expire(GRACE_NS)
+    push(bar("B", 2), GRACE_NS + 1)  # late for its slice
+    push(bar("A", 1), GRACE_NS + 2)  # older than its symbol's last one
+    push(bar("A", 2, revision=1), GRACE_NS + 3)
+    push(bar("A", 2), GRACE_NS + 4)  # once more: nothing is told
+    push(bar("A", 3), GRACE_NS + 5)
+    push(bar("B", 3), GRACE_NS + 6)
+    events = take_all(assembler)
+    notes = [event for event in events if isinstance(event, BarNote)]
+    late = [BarNote(bar=bar("B", 2))] if drops_late else []
+    revised = BarNote(bar=bar("A", 2, revision=1), is_revision=True, is_told=tells_revised)
+    assert notes == [*late, BarNote(bar=bar("A", 1)), revised]
+    slices = summary(event for event in events if isinstance(event, Slice))
+    # Two bars of B: the late one goes before the slice.
+    held = [] if drops_late else [(None, 2, ["B@2"])]
+    assert slices == [(None, 2, ["A@2"]), *held, (None, 3, ["A@3", "B@3"])]
+    assert assembler.counts()["older_bars"] == assembler.counts()["revised_bars"] == 1

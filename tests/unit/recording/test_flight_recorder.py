@@ -16,7 +16,7 @@ from dry_work.broker.journal import JournalSession
 from dry_work.broker.outcomes import CancelRefused, OrderRefused, OrderTaken
 from dry_work.clock import MINUTE_NS, ManualClock
 from dry_work.errors import BrokerUnavailableError, InsufficientFundsError, RateLimitedError, RiskRefusedError
-from dry_work.market.messages import Bar, News, Slice
+from dry_work.market.messages import Bar, BarNote, News, PriceBands, Slice, TradingStatus
 from dry_work.orders.model import (
     AccountSnapshot,
     OrderRequest,
@@ -166,6 +166,9 @@ def test_turns_in_which_nothing_happens_are_left_out_but_for_some(desk: Desk) ->
         make_slice(),
         News(symbols=("SPY",), headline="up"),
         SourceStatus(connected=False, detail="gone"),
+        TradingStatus(symbol="SPY", ts_event_ns=5, code="H", message="Trading Halt", reason_code="T1"),
+        PriceBands(symbol="SPY", ts_event_ns=5, upper=2.5, lower=1.5),
+        BarNote(bar=make_slice().bars[0], is_revision=True, is_told=True),
         SourceFailed(error=ValueError("broken")),
     ],
     ids=lambda event: type(event).__name__,

@@ -353,7 +353,8 @@ def test_an_error_body_carries_code_message_and_context() -> None:
     ("body", "expected"),
     [
         (b'{"message":"forbidden."}', (None, "forbidden.")),
-        (b"<html>502</html>", (None, "<html>502</html>")),
+        (b"<html>502</html>", (None, "502")),
+        ("<html>\n<head><title>503 Busy</title></head><body><i>nginx</i></body></html>", (None, "503 Busy nginx")),
         (b"", (None, "")),
         (b"[1]", (None, "[1]")),
         (b"\xff", (None, "\ufffd")),

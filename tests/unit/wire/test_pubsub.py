@@ -7,6 +7,7 @@ import string
 from datetime import UTC, datetime, timedelta
 
 import backtrader as bt
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -453,6 +454,20 @@ def test_a_batch_comes_back_as_its_bars() -> None:
     assert isinstance(envelope.message, BarBatch)
     assert [encode_bar(bar) for bar in envelope.message.bars] == [encode_bar(bar) for bar in bars]
     assert envelope.message.dropped == ()
+
+
+@pytest.mark.parametrize("extra", [{}, {"score": 0.5}])
+def test_when_the_hub_received_a_bar_comes_with_it(extra: dict[str, float]) -> None:
+    bar = msgspec.structs.replace(parse_bar(BODY), extra=extra)
+    assert "hub_ns" not in encode_bar(bar)[1]
+    for data, attributes in (encode_bar(bar, hub_ns=17), encode_batch([bar, bar], hub_ns=17)):
+        message = parse_message("t", data, attributes, recv_ns=RECV_NS).message
+        assert {each.ts_hub_ns for each in (message.bars if isinstance(message, BarBatch) else (message,))} == {17}
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1" * 20, "²"])
+def test_a_time_of_the_hub_that_is_none_is_left_out(text: str) -> None:
+    assert parse_bar(BODY, hub_ns=text).ts_hub_ns == 0
 
 
 def test_an_entry_of_a_batch_that_cannot_be_used_leaves_the_others() -> None:
