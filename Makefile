@@ -39,7 +39,7 @@ hub-matrix: $(STAMP)
 replay-matrix: $(STAMP)
 	$(BIN)/python -m tests.faults.replay_matrix --kills 50
 
-# Ten simulated weeks of 100 symbols with outages and restarts; about an hour.
+# Ten simulated weeks of 100 symbols with outages and restarts; half an hour to an hour.
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak.soak
 
