@@ -19,6 +19,7 @@ from dry_work.backoff import Backoff
 from dry_work.broker.account_history import fetch_history
 from dry_work.errors import BrokerError, VenueAuthError
 from dry_work.orders.model import AccountSnapshot, VenueOrder, VenuePosition
+from dry_work.pulse import give_pulse
 
 REFRESH_S = 30.0
 SETTLE_S = 1.0  # a fill that a snapshot already holds is told on the stream within this time
@@ -160,6 +161,7 @@ class AccountKeeper:
         try:
             due_s = time.monotonic() + (self._refresh_s or 0.0)
             while not self._stop.wait(TICK_S):
+                give_pulse()
                 self._on_tick()
                 if self._refresh_s is None:
                     continue

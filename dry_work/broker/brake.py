@@ -21,6 +21,7 @@ from dry_work.clock import Clock
 from dry_work.errors import BrokerError, RateLimitedError
 from dry_work.orders.risk import Breach, LimitName, LossMarks, RiskCommand, RiskState, judge_state, next_state
 from dry_work.orders.risk_limits import OpenOrders, RiskLimits
+from dry_work.pulse import give_pulse
 
 LOCK_STEP_PATIENCE_S = 2.0  # after which the thread acts, although the engine should
 MARKS_S = 1.0
@@ -204,6 +205,7 @@ class Brake:
         try:
             prepare()
             while not self._stop.wait(STEP_S):
+                give_pulse()
                 record = self._follow()
                 is_late = time.monotonic() - self._seen_s > LOCK_STEP_PATIENCE_S
                 if record is not None and (not self._lockstep or is_late):

@@ -1,4 +1,4 @@
-"""Notices a thread of a run that has ended although nobody stopped it. One thread."""
+"""Notices a thread of a run that has ended although nobody stopped it, or that stands still. One thread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Collection, Iterable
 
 from dry_work.errors import DryWorkError
+from dry_work.pulse import last_pulse
 
 # Threads that live as long as their run, by name. Those that their part starts anew by itself are not among them: the
 # readers of subscriptions, whose keeper looks after them.
@@ -18,6 +19,10 @@ LASTING = frozenset(
 # Readers of the hub's other interfaces; their names end with what they read.
 LASTING_PREFIXES = ("dry-work-websocket-", "dry-work-grpc-", "dry-work-nats-", "dry-work-redis-")
 LOOK_EVERY_S = 1.0
+# Of a thread that works in rounds; the longest round, fetching an account from a venue that hardly answers, is shorter.
+# A process that was stopped and goes on finds all pulses old: they are given anew before the second look.
+STILL_S = 300.0
+SECOND_LOOK_S = 30.0
 
 
 class ThreadWatch:
@@ -37,6 +42,7 @@ class ThreadWatch:
         self._watched: list[threading.Thread] = []
         self._missing: frozenset[str] = frozenset()  # at the last look
         self._next_s = 0.0
+        self._still_since_s: dict[threading.Thread, float] = {}  # when it was first seen
 
     @property
     def watched(self) -> list[str]:
@@ -54,12 +60,16 @@ class ThreadWatch:
     def look(self, now_s: float) -> None:
         """Look, not more often than each `LOOK_EVERY_S` seconds.
 
+        Args:
+            now_s: by the monotonic clock.
+
         Raises:
-            DryWorkError: naming the threads that have ended.
+            DryWorkError: naming the threads that have ended, or stand still.
         """
         if now_s < self._next_s:
             return
         self._next_s = now_s + LOOK_EVERY_S
+        self._look_for_still(now_s)
         if all(thread.is_alive() for thread in self._watched):
             self._missing = frozenset()
             return
@@ -67,3 +77,12 @@ class ThreadWatch:
         before, self._missing = self._missing, frozenset(self.watched) - alive
         if dead := sorted(before & self._missing):
             raise DryWorkError(f"a part of the run ended without a word: thread {', '.join(dead)}")
+
+    def _look_for_still(self, now_s: float) -> None:
+        pulses = {thread: pulse for thread in self._watched if (pulse := last_pulse(thread)) is not None}
+        still = {thread: pulse for thread, pulse in pulses.items() if now_s - pulse > STILL_S and thread.is_alive()}
+        self._still_since_s = {thread: self._still_since_s.get(thread, now_s) for thread in still}
+        found = [thread for thread, since_s in self._still_since_s.items() if now_s - since_s >= SECOND_LOOK_S]
+        if found:
+            told = ", ".join(f"{thread.name}, for {now_s - still[thread]:.0f} s" for thread in found)
+            raise DryWorkError(f"a part of the run stands still: thread {told}")

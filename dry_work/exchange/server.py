@@ -56,6 +56,7 @@ from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.calendar import shared_calendar
 from dry_work.orders.model import TradeEvent
+from dry_work.pulse import keep_pulse
 from dry_work.wire.alpaca_rest import CODE_INTERNAL
 from dry_work.wire.pubsub import encode_time
 
@@ -487,6 +488,7 @@ class ExchangeServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        keep_pulse(self._loop)
         self._stop = asyncio.Event()
         app = web.Application(middlewares=[build_middleware(self._budget, partial(answer_with_faults, self._faults))])
         self.add_routes(app.router)

@@ -28,6 +28,7 @@ from dry_work.feeds.subscriber import (
     SubscriptionGoneError,
 )
 from dry_work.ports import SourceFailed, SourceStatus
+from dry_work.pulse import give_pulse
 
 OWNER_LABEL = "dry-work-owner"
 HOST_LABEL = "dry-work-host"
@@ -232,6 +233,7 @@ class SubscriptionKeeper:
         now = self._clock.monotonic()
         next_check, next_beat = now + self._owner_check_s, now + _BEAT_S
         while True:
+            give_pulse()
             with self._changed:
                 now = self._clock.monotonic()
                 if not (self._stopping or self._ended or self._hurry):

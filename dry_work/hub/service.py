@@ -42,6 +42,7 @@ from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
 from dry_work.hub.upstreams.order_sources import build_order_connection
 from dry_work.market.symbols import ALLOWED, is_symbol, parse_symbol
+from dry_work.pulse import keep_pulse
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC
 from dry_work.wire.alpaca_stream import StreamCodec
 
@@ -379,6 +380,7 @@ class HubService:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        keep_pulse(self._loop)
         if self._stopped.is_set():  # from here on `stop` reaches the loop
             return
         self._pass_interest_on()

@@ -21,6 +21,7 @@ from dry_work.engine.runner import Runner
 from dry_work.engine.thread_watch import LASTING, LASTING_PREFIXES
 from dry_work.errors import DryWorkError
 from dry_work.feeds.router import PubSubMarketSource
+from dry_work.pulse import last_pulse
 from dry_work.settings import FeedSettings, RunSettings
 
 DEADLINE_S = 60.0
@@ -61,6 +62,7 @@ class Victim:
             tell=lambda _line: None,
         )  # fmt: skip
         self.gave_up = ""
+        self.ended = threading.Event()
 
     @property
     def cerebro(self) -> Any:
@@ -113,7 +115,7 @@ class Victim:
     def run(self, attack: Callable[[Victim], None]) -> None:
         """Run until the attack has ended the run, or it has stopped it."""
 
-        ended = threading.Event()
+        ended = self.ended
 
         def work() -> None:
             try:
@@ -241,4 +243,29 @@ def test_a_reader_that_ends_without_a_word_is_replaced_too(tmp_path: Path, monke
 
     victim.run(attack)
     assert told == ["FeedDisconnectedError"]
+    victim.assert_nothing_is_left()
+
+
+def test_a_run_ends_with_a_reason_when_one_of_its_threads_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "LocalStack", SeenStack)
+    monkeypatch.setattr("dry_work.pulse.EVERY_S", 0.1)
+    monkeypatch.setattr("dry_work.engine.thread_watch.STILL_S", 4.0)
+    monkeypatch.setattr("dry_work.engine.thread_watch.SECOND_LOOK_S", 1.0)
+    victim = Victim(tmp_path, feed="ws")
+
+    def attack(victim: Victim) -> None:
+        victim.cerebro._beat_s = 0.2  # later nothing arrives that would wake the engine
+        slices = victim.cerebro.slices
+        if not victim.wait_for(lambda: victim.cerebro.slices > slices, "no slices any more"):
+            return
+        names = {"account keeper", "brake", "hub", "exchange"}
+        if victim.wait_for(lambda: names <= set(victim.runner._threads.watched), f"{names} are watched"):
+            assert all(last_pulse(victim.thread(name)) is not None for name in names)
+            SeenStack.latest._hub._loop.call_soon_threadsafe(victim.ended.wait, DEADLINE_S)
+
+    with pytest.raises(DryWorkError, match=r"a part of the run stands still: thread .*hub, for \d+ s"):
+        victim.run(attack)
+    assert not victim.gave_up
     victim.assert_nothing_is_left()

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "dry_work"
 
 # A layer imports itself and what stands before it.
 LAYERS = (
-    {"errors", "clock", "wakeup", "backoff", "addresses", "storage"},
+    {"errors", "clock", "wakeup", "backoff", "pulse", "addresses", "storage"},
     {"market", "orders", "proto"},
     {"ports", "settings"},
     {"wire", "observability"},

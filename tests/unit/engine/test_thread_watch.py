@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from dry_work.engine.thread_watch import LOOK_EVERY_S, ThreadWatch
+from dry_work.engine.thread_watch import LOOK_EVERY_S, SECOND_LOOK_S, STILL_S, ThreadWatch
 from dry_work.errors import DryWorkError
+from dry_work.pulse import give_pulse, keep_pulse, last_pulse
 
 DEADLINE_S = 30.0
 
@@ -70,3 +74,67 @@ def test_readers_of_the_hub_are_known_by_how_their_names_begin(ends: dict[str, t
         begin(name, ends)
     watch.begin()
     assert watch.watched == ["dry-work-grpc-stocks-crypto", "hub"]
+
+
+# Standing still
+
+
+@pytest.fixture
+def worker() -> Iterator[tuple[threading.Thread, queue.SimpleQueue[bool]]]:
+    """A thread that gives a pulse for each True, until False."""
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def work() -> None:
+        while asked.get():
+            give_pulse()
+
+    thread = threading.Thread(target=work, name="worker", daemon=True)
+    thread.start()
+    yield thread, asked
+    asked.put(False)
+    thread.join(DEADLINE_S)
+
+
+def await_pulse(thread: threading.Thread, asked: queue.SimpleQueue[bool]) -> float:
+    before, deadline_s = last_pulse(thread), time.monotonic() + DEADLINE_S
+    asked.put(True)
+    while (pulse := last_pulse(thread)) is None or pulse == before:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    return pulse
+
+
+def test_a_thread_without_a_pulse_for_long_is_named(
+    worker: tuple[threading.Thread, queue.SimpleQueue[bool]], ends: dict[str, threading.Event]
+) -> None:
+    watch = ThreadWatch((), {"worker", "sleeper"})
+    begin("sleeper", ends)  # it gives none at all: it may wait for work as long as it likes
+    watch.begin()
+    pulse_s = await_pulse(*worker)
+    watch.look(pulse_s + STILL_S)
+    first_s = pulse_s + STILL_S + 1.0
+    watch.look(first_s)
+    watch.look(first_s + SECOND_LOOK_S - 1.0)
+    with pytest.raises(DryWorkError, match=r"stands still: thread worker, for 331 s$"):
+        watch.look(first_s + SECOND_LOOK_S)
+
+
+def test_a_pulse_after_the_process_was_stopped_is_enough(
+    worker: tuple[threading.Thread, queue.SimpleQueue[bool]],
+) -> None:
+    watch = ThreadWatch((), {"worker"})
+    watch.begin()
+    watch.look(await_pulse(*worker) + 10 * STILL_S)  # the first look after it
+    pulse_s = await_pulse(*worker)
+    watch.look(pulse_s + SECOND_LOOK_S)
+    watch.look(pulse_s + STILL_S + 1.0)  # a new silence is counted from its own beginning
+    watch.look(pulse_s + STILL_S + SECOND_LOOK_S)
+
+
+async def test_an_event_loop_gives_pulses_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dry_work.pulse.EVERY_S", 0.001)
+    keep_pulse(asyncio.get_running_loop())
+    first_s = last_pulse(threading.current_thread())
+    async with asyncio.timeout(DEADLINE_S):
+        while last_pulse(threading.current_thread()) == first_s:
+            await asyncio.sleep(0.001)
