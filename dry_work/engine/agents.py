@@ -9,8 +9,9 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import backtrader as bt
@@ -128,6 +129,18 @@ def _convert(name: str, text: str, default: Any) -> Any:
     raise ConfigError(f"-p {name}={text}: expected {allowed}, as in its default {default!r}")
 
 
+class _SourceLoader(SourceFileLoader):
+    """Loads a file as it is now.
+
+    Python takes compiled code for that of a file of the same size and second: an agent that was changed by a digit and
+    started at once would run as it was before.
+    """
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _load_file(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         what = "is a folder, expected a Python file" if path.is_dir() else "no such file"
@@ -136,6 +149,8 @@ def _load_file(path: Path, spec: str) -> ModuleType:
     loaded = importlib.util.spec_from_file_location(f"dry_work_agent_{resolved.stem}", resolved)
     if loaded is None or loaded.loader is None:
         raise ConfigError(f"--agent {spec}: {path} is no Python file (expected a name that ends with .py)")
+    if type(loaded.loader) is SourceFileLoader:
+        loaded.loader = _SourceLoader(loaded.name, str(resolved))
     module = importlib.util.module_from_spec(loaded)
     folder = str(resolved.parent)
     if folder not in sys.path:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,15 @@ def test_a_parameter_given_twice_must_agree() -> None:
     assert parse_params(["a=1", "b=x=y", "a=1"]) == {"a": "1", "b": "x=y"}
     with pytest.raises(ConfigError, match="-p a: given twice"):
         parse_params(["a=1", "a=2"])
+
+
+def test_a_file_is_loaded_as_it_is_now_also_when_its_size_and_second_are_those_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "turned.py"
+    source = "import backtrader as bt\nclass Turned(bt.Strategy):\n    params = (('fast', 5),)\n"
+    for digit in "56":
+        path.write_text(source.replace("5", digit))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert load_agent(f"{path}:Turned").strategy.params.fast == int(digit)
