@@ -53,20 +53,20 @@ def check(kind: str, symbols: tuple[str, ...], data: tuple[str, ...], recording:
 
 
 @pytest.mark.recordings
-@pytest.mark.parametrize(("kind", "symbols"), [("market", STOCKS), ("limit", STOCKS[:2])])
-def test_stocks_over_three_days(kind: str, symbols: tuple[str, ...], recordings: Path, clean_environment: Path) -> None:
-    data = tuple(str(recordings / f"bars-{symbol}-*.parquet") for symbol in symbols)
-    result = check(kind, symbols, data, read_bars(data, symbols))
+@pytest.mark.parametrize(("kind", "days"), [("market", "*"), ("limit", "2013-10-07")])
+def test_stocks_over_three_days_or_one(kind: str, days: str, recordings: Path, clean_environment: Path) -> None:
+    data = tuple(str(recordings / f"bars-{symbol}-{days}.parquet") for symbol in STOCKS)
+    result = check(kind, STOCKS, data, read_bars(data, STOCKS))
     assert len(result.fills) > 20
 
 
 @pytest.mark.recordings
-@pytest.mark.parametrize(("kind", "symbols"), [("market", CRYPTO), ("limit", CRYPTO[:1])])
+@pytest.mark.parametrize(("kind", "days"), [("market", "*"), ("limit", "2018-04-04")])
 def test_crypto_over_a_full_day_and_one_with_a_gap(
-    kind: str, symbols: tuple[str, ...], recordings: Path, clean_environment: Path
+    kind: str, days: str, recordings: Path, clean_environment: Path
 ) -> None:
-    data = tuple(str(recordings / f"bars-{symbol.replace('/', '-')}-*.parquet") for symbol in symbols)
-    result = check(kind, symbols, data, read_bars(data, symbols))
+    data = (str(recordings / f"bars-BTC-USD-{days}.parquet"), str(recordings / f"bars-ETH-USD-{days}.parquet"))
+    result = check(kind, CRYPTO, data, read_bars(data, CRYPTO))
     assert len(result.fills) > 20
 
 
