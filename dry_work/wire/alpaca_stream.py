@@ -22,11 +22,10 @@ from dry_work.clock import MINUTE_NS
 from dry_work.errors import CodecError
 from dry_work.market.messages import Bar
 from dry_work.market.symbols import is_crypto, is_symbol
-from dry_work.wire.pubsub import encode_time, parse_time
+from dry_work.wire.times import encode_time, parse_item_time
 
 FRAME_LIMIT_BYTES = 1_000_000  # clients close the connection above 1 MiB
 DEEPEST = 64  # levels of an item that cannot go on as it came
-_TIME_LIMIT_NS = 2**63
 
 STOCK_CHANNELS = ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds")
 CRYPTO_CHANNELS = ("trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars")
@@ -206,7 +205,7 @@ def parse_bar_item(item: Mapping[str, Any], *, recv_ns: int, length_ns: int = MI
     fields = extra if isinstance(extra, Mapping) else {}
     return Bar(
         symbol=symbol,
-        ts_event_ns=_parse_item_time(item.get("t")),
+        ts_event_ns=parse_item_time(item.get("t")),
         open=_require_amount(item, "o"),
         high=_require_amount(item, "h"),
         low=_require_amount(item, "l"),
@@ -232,7 +231,7 @@ def parse_watermark_item(item: Mapping[str, Any]) -> StreamWatermark:
         raise CodecError("malformed slice number")
     return StreamWatermark(
         slice=number,
-        end_ns=_parse_item_time(item.get("end")),
+        end_ns=parse_item_time(item.get("end")),
         event_id=str(item.get("event_id") or ""),
         last=item.get("last") is True,
     )
@@ -406,19 +405,6 @@ def _require_amount(item: Mapping[str, Any], name: str) -> float:
     if number < 0:
         raise CodecError(f"negative {what}")
     return number
-
-
-def _parse_item_time(value: object) -> int:
-    if isinstance(value, msgpack.Timestamp):
-        time_ns = int(value.to_unix_nano())
-        if 0 <= time_ns < _TIME_LIMIT_NS:
-            return time_ns
-    elif isinstance(value, str):
-        try:
-            return parse_time(value)
-        except ValueError:
-            pass
-    raise CodecError("malformed time")
 
 
 def _encode_json_value(value: object) -> str:

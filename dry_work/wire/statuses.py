@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack
 import msgspec
 
 from dry_work.errors import CodecError
 from dry_work.market.messages import PriceBands, TradingStatus
 from dry_work.market.symbols import is_symbol
-from dry_work.wire.times import TIME_LIMIT_NS, encode_time, parse_time
+from dry_work.wire.times import encode_time, parse_item_time
 
 STATUS, BANDS = "status", "bands"  # types on Pub/Sub
 
@@ -30,7 +29,7 @@ def parse_status_item(item: Mapping[str, Any], *, recv_ns: int) -> TradingStatus
         raise CodecError("malformed status code")
     return TradingStatus(
         symbol=_require_symbol(item.get("S")),
-        ts_event_ns=_require_time(item.get("t")),
+        ts_event_ns=parse_item_time(item.get("t")),
         code=str(code),
         message=_text(item.get("sm")),
         reason_code=_text(item.get("rc")),
@@ -48,7 +47,7 @@ def parse_bands_item(item: Mapping[str, Any], *, recv_ns: int) -> PriceBands:
     """
     return PriceBands(
         symbol=_require_symbol(item.get("S")),
-        ts_event_ns=_require_time(item.get("t")),
+        ts_event_ns=parse_item_time(item.get("t")),
         upper=_require_price(item.get("u")),
         lower=_require_price(item.get("d")),
         indicator=_text(item.get("i")),
@@ -73,7 +72,7 @@ def parse_status_body(body: Mapping[str, Any], *, recv_ns: int) -> TradingStatus
         CodecError: something in it is missing or malformed.
     """
     kind: type[TradingStatus | PriceBands] = TradingStatus if body.get("type") == STATUS else PriceBands
-    at_ns = _require_time(body.get("timestamp"))
+    at_ns = parse_item_time(body.get("timestamp"))
     symbol = _require_symbol(body.get("symbol"))
     try:
         found = msgspec.convert({**body, "symbol": symbol, "ts_event_ns": at_ns, "ts_recv_ns": recv_ns}, kind)
@@ -89,19 +88,6 @@ def _require_symbol(value: object) -> str:
     if not isinstance(value, str) or not is_symbol(value):
         raise CodecError("malformed symbol")
     return value
-
-
-def _require_time(value: object) -> int:
-    if isinstance(value, msgpack.Timestamp):
-        at_ns = int(value.to_unix_nano())
-        if 0 <= at_ns < TIME_LIMIT_NS:
-            return at_ns
-    elif isinstance(value, str):
-        try:
-            return parse_time(value)
-        except ValueError:
-            pass
-    raise CodecError("malformed time")
 
 
 def _require_price(value: object) -> float:

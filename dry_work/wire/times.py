@@ -1,11 +1,14 @@
-"""Times in texts: ISO 8601 in, RFC 3339 out. Pure."""
+"""Times in texts: ISO 8601 in, RFC 3339 out; and in items of Alpaca's streams. Pure."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime
 
+import msgpack
+
 from dry_work.clock import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
+from dry_work.errors import CodecError
 
 _TIME = re.compile(
     r"(\d{4})-?(\d\d)-?(\d\d)"
@@ -39,6 +42,24 @@ def parse_time(text: str) -> int:
     if not 0 <= time_ns < TIME_LIMIT_NS:
         raise ValueError(f"{text[:40]!r} is outside 1970 to 2262")
     return time_ns
+
+
+def parse_item_time(value: object) -> int:
+    """Return the time of an item of Alpaca's streams, a text in JSON and a timestamp in MessagePack, as nanoseconds.
+
+    Raises:
+        CodecError: it is neither, or outside 1970 to 2262.
+    """
+    if isinstance(value, msgpack.Timestamp):
+        time_ns = int(value.to_unix_nano())
+        if 0 <= time_ns < TIME_LIMIT_NS:
+            return time_ns
+    elif isinstance(value, str):
+        try:
+            return parse_time(value)
+        except ValueError:
+            pass
+    raise CodecError("malformed time")
 
 
 def encode_time(time_ns: int) -> str:
