@@ -280,9 +280,10 @@ def test_a_stream_with_bad_credentials_is_told_auth_failed(
     server: ExchangeServer, run_stream: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = StockDataStream(KEY, "wrong", url_override=server.stream_url + "/v2/iex")
-    subscribe_bars(stream, "SPY")
+    bars = subscribe_bars(stream, "SPY")
     run_stream(stream)
     wait_until(lambda: "auth failed" in caplog.text, "the refusal is logged")
+    assert bars == []
 
 
 def test_a_fill_arrives_on_the_trading_stream(

@@ -296,7 +296,9 @@ def test_what_was_acquired_during_an_outage_is_subscribed_after_it(stack: Stack)
     hub.acquire("a", ["IBM"])
     hub.release("configured")
     stack.upstream.http_status = 0
-    stack.upstream.wait_subscribed({"IBM"})
+    session = stack.upstream.wait_subscribed({"IBM"})
+    asked = [message for message in session.messages if message["action"] == "subscribe"]
+    assert [message["bars"] for message in asked] == [["IBM"]]  # what was released meanwhile is not asked for again
 
 
 def test_a_silent_server_is_left_after_the_time_out(stack: Stack) -> None:
@@ -322,6 +324,8 @@ def test_a_server_that_does_not_answer_to_auth_is_left(stack: Stack) -> None:
     wait_until(lambda: "no answer to authentication" in stack.feed().error, "the time-out")
     stack.upstream.answers_auth = True
     stack.upstream.wait_subscribed({"AAPL"})
+    wait_until(lambda: stack.feed().state is ConnectionState.CONNECTED, "connected again")
+    assert len(stack.upstream.handshakes) >= 2
 
 
 def test_a_clean_close_is_followed_by_a_wait_too(stack: Stack) -> None:
@@ -406,6 +410,8 @@ def test_after_too_many_tries_the_feed_is_in_error_and_tried_again_slowly(stack:
     wait_until(lambda: stack.feed().state is ConnectionState.ERROR, "the tries are used up")
     stack.upstream.http_status = 0
     stack.upstream.wait_subscribed({"AAPL"})
+    wait_until(lambda: stack.feed().state is ConnectionState.CONNECTED, "connected at last")
+    assert stack.feed().error == ""
 
 
 def test_what_is_unknown_or_malformed_is_counted_and_costs_only_itself(stack: Stack) -> None:
