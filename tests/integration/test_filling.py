@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,20 +13,17 @@ from dry_work.alpaca.history import BarHistory
 from dry_work.alpaca.trading import TradingApi
 from dry_work.clock import MINUTE_NS
 from dry_work.engine.live import LiveCerebro
-from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.feeds.base import LiveFeed
 from dry_work.feeds.filling import FillingSource
 from dry_work.feeds.recorded import Recording
 from dry_work.market.messages import Slice
 from dry_work.ports import SourceEvent, SourceStatus
-from dry_work.settings import Credentials
 from dry_work.wakeup import Wakeup
+from tests.integration.ended_exchange import KEYS, run_ended_exchange
 from tests.unit.engine.sources import ListSource, slices_of
 
 SYMBOLS = ("SPY", "BTC/USD")
-KEYS = Credentials(key="known", secret="s")
-DEADLINE_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +33,10 @@ def recording() -> Recording:
 
 @pytest.fixture(scope="module")
 def history(recording: Recording) -> Iterator[BarHistory]:
-    server = ExchangeServer(recording, speed=1e6, keys={KEYS.key: KEYS.secret})
-    server.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while server.describe()["state"] != "ended":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    api = TradingApi(KEYS.key, KEYS.secret, url=server.url)
-    yield BarHistory(KEYS, api=api, data_url=server.url)
-    api.close()
-    server.stop()
+    with run_ended_exchange(recording) as server:
+        api = TradingApi(KEYS.key, KEYS.secret, url=server.url)
+        yield BarHistory(KEYS, api=api, data_url=server.url)
+        api.close()
 
 
 class Watcher(bt.Strategy):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +13,7 @@ from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.feeds.recorded import Recording
 from dry_work.settings import Credentials
-
-KEYS = Credentials(key="known", secret="s")
-DEADLINE_S = 30.0
+from tests.integration.ended_exchange import KEYS, run_ended_exchange
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +23,8 @@ def recording() -> Recording:
 
 @pytest.fixture(scope="module")
 def exchange(recording: Recording) -> Iterator[ExchangeServer]:
-    server = ExchangeServer(recording, speed=1e6, keys={KEYS.key: KEYS.secret})
-    server.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while server.describe()["state"] != "ended":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    yield server
-    server.stop()
+    with run_ended_exchange(recording) as server:
+        yield server
 
 
 def connect(exchange: ExchangeServer, keys: Credentials = KEYS) -> BarHistory:
