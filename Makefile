@@ -4,15 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check bench deploy-demo kill-matrix fault-matrix hub-matrix replay-matrix soak image-test clean
+.PHONY: run test explore check bench deploy-demo kill-matrix fault-matrix hub-matrix replay-matrix soak image-test clean
 
 run: $(STAMP)
 	$(BIN)/dry-work run --symbols symbols.txt --local --speed max --report report.html
 
 # Most tests wait for something: four at once keep two cores busy. Many run real servers, processes and timers on a
 # machine that may be busy: what fails is run once more, five tests at most, and told at the end with what it said.
+# The order is shuffled, and always in the same way.
+PYTEST := $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 test: check
-	$(BIN)/pytest -n 4 --dist loadfile --reruns 1 --reruns-delay 1 --max-suite-reruns 5
+	$(PYTEST) --randomly-seed=20240611 --reruns 1 --reruns-delay 1 --max-suite-reruns 5
+
+# The suite in another order and with other examples each time: finds what `make test` cannot. Run again with
+# `make explore SEED=…` as the head of its output says.
+explore: check
+	DRY_WORK_EXPLORE=1 $(PYTEST) $(if $(SEED),--randomly-seed=$(SEED))
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -19,9 +19,37 @@ for _name in ("STREAM_PROXY_HEALTH_PORT", "STREAM_PROXY_METRICS_PORT", "HEALTH_P
     os.environ[_name] = "0"
 os.environ["OTEL_ENABLED"] = "false"
 
-# How long examples take says how busy the machine is, and nothing about the code.
-settings.register_profile("dry-work", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long examples take says how busy the machine is, and nothing about the code. The same tree has the same examples
+# in every run, so that a failure is one of the tree; `make explore` tries others.
+settings.register_profile(
+    "dry-work",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not os.environ.get("DRY_WORK_EXPLORE"),
+)
 settings.load_profile("dry-work")
+
+# Files whose tests take longest. They begin first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    "tests/e2e/test_four_processes.py",
+    "tests/e2e/test_local_parity.py",
+    "tests/e2e/test_halt.py",
+    "tests/unit/test_benchmarks.py",
+    "tests/deploy/test_local_service.py",
+    "tests/docs/test_howto_runs.py",
+    "tests/soak/test_silence.py",
+    "tests/soak/test_soak.py",
+    "tests/parity/test_parity.py",
+    "tests/integration/test_publish.py",
+    "tests/integration/test_feeds_contract.py",
+    "tests/unit/engine/test_replay.py",
+)
+
+
+@pytest.hookimpl(trylast=True)  # after the files have been shuffled
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 @pytest.fixture(autouse=True)

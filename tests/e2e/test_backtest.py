@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from dry_work.backtest.run import BacktestSettings, load_recording, run_backtest, verify_backtest
 from dry_work.engine.agents import load_agent
 from dry_work.engine.result import RunResult
+from dry_work.exchange.synthetic import synthetic_day
 from dry_work.settings import parse_timeframe
 
 from .stock import run_stock
-from .test_local_parity import AGENTS, CRYPTO, STOCKS, run_local
+from .test_local_parity import AGENTS, CRYPTO, STOCKS, assert_equal_to_stock, run_local
 
 PARTS = ("SPY", "BAC", "BTC/USD")
 
@@ -28,7 +30,7 @@ def backtest(kind: str, symbols: tuple[str, ...], data: tuple[str, ...] = (), **
 def check(kind: str, symbols: tuple[str, ...], data: tuple[str, ...] = ()) -> None:
     agent, guarded = AGENTS[kind]
     lean, stock = (backtest(kind, symbols, data, engine=engine) for engine in ("lean", "stock"))
-    # assert lean.assumptions["engine"] == "lean"  # and not Backtrader's own path
+    assert lean.assumptions["engine"] == "lean"  # and not Backtrader's own path
     assert (lean.orders, lean.fills, lean.bars, lean.positions) == (
         stock.orders,
         stock.fills,
@@ -62,9 +64,28 @@ def test_the_synthetic_day(kind: str) -> None:
     check(kind, PARTS)
 
 
+@functools.cache
+def run_live(kind: str) -> RunResult:
+    return run_local(AGENTS[kind][0], PARTS)
+
+
+@pytest.mark.parametrize("kind", list(AGENTS))
+def test_a_local_run_of_stocks_and_crypto_fills_as_stock_does(kind: str, clean_environment: Path) -> None:
+    live = run_live(kind)
+    assert_equal_to_stock(live, kind, PARTS, synthetic_day(PARTS))
+    assert live.fills
+
+
+def test_two_local_runs_are_equal(clean_environment: Path) -> None:
+    first, second = run_live("market"), run_local(AGENTS["market"][0], PARTS)
+    assert first.orders == second.orders
+    assert first.fills == second.fills
+    assert first.orders
+
+
 @pytest.mark.parametrize("kind", list(AGENTS))
 def test_a_local_run_has_the_same_orders_fills_and_equity(kind: str, clean_environment: Path) -> None:
-    ours, live = backtest(kind, PARTS), run_local(AGENTS[kind][0], PARTS)
+    ours, live = backtest(kind, PARTS), run_live(kind)
     assert ours.bars == live.bars
     assert [order | {"qty": 0, "status": ""} for order in ours.orders] == [
         order | {"qty": 0, "status": ""} for order in live.orders
@@ -84,7 +105,7 @@ def test_both_engines_agree_in_every_record(kind: str) -> None:
     settings = BacktestSettings(symbols=PARTS, agent=agent, params={})
     report = verify_backtest(settings, load_recording(settings), load_agent(agent))
     assert report.difference is None
-    # assert report.fallback == ""
+    assert report.fallback == ""
 
 
 RESAMPLED = '''

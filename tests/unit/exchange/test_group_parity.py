@@ -328,7 +328,7 @@ BOTH_FLAT = {"AAA": FLAT, "BBB": FLAT}
 BRACKET = Group("AAA", Side.BUY, OrderType.MARKET, 5.0, kind=OrderClass.BRACKET, profit=101.0, stop=99.0)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(case=cases())
 @example(  # both exits within one bar: the stop exit, which was submitted first
     build_case(({"AAA": FLAT}, [BRACKET]), ({"AAA": FLAT}, []), ({"AAA": (100.0, 102.0, 98.0, 100.0)}, []))

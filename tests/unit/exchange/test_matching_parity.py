@@ -389,7 +389,7 @@ def cases(draw: st.DrawFn) -> Case:
 FLAT = (100.0, 100.0, 100.0, 100.0)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(case=cases())
 @example(  # a stop-limit order that triggers rests, and fills in the same bar when another symbol ticks
     Case(
