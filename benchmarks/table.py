@@ -12,7 +12,8 @@ import msgspec
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure, and the same of what it is compared with.
 
-    `gain` says how many times better ours is: above 1 is better, whatever the unit.
+    `gain` says how many times better ours is: above 1 is better, whatever the unit. With `gains`, which are those of
+    pairs of rounds, it is their median: what else the machine did meanwhile has hit both of a pair.
     """
 
     what: str
@@ -22,10 +23,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     other: float | None = None
     other_name: str = ""
     bar: str = ""  # what the design asks for
+    gains: tuple[float, ...] = ()
 
     @property
     def gain(self) -> float | None:
         """How many times better ours is, None when there is nothing to compare with."""
+        if self.gains:
+            return median(self.gains)
         if self.other is None or not self.ours or not self.other:
             return None
         return self.ours / self.other if self.higher_is_better else self.other / self.ours
@@ -64,6 +68,8 @@ def format_table(rows: Sequence[Row]) -> str:
     for row in rows:
         other = "" if row.other is None else f"{format_number(row.other)} {row.unit} ({row.other_name})"
         gain = "" if row.gain is None else f"{format_number(row.gain)}×"
+        if len(row.gains) > 1:
+            gain += f" ({format_number(min(row.gains))} to {format_number(max(row.gains))})"
         lines.append((row.what, f"{format_number(row.ours)} {row.unit}", other, gain, row.bar))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     shown = [

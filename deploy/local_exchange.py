@@ -6,6 +6,7 @@ It is a kept process like they are, so that it and the accounts outlive the serv
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ SYMBOLS = (
     "KO", "XOM", "BTC/USD", "ETH/USD",
 )  # fmt: skip
 _MODULE = "dry_work.cli.local_exchange"
+_PORTS = (20_000, 32_768)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +108,12 @@ def _address(note: Mapping[str, object]) -> ExchangeAddress:
 
 
 def _free_ports(count: int) -> tuple[int, ...]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return tuple(bound.getsockname()[1] for bound in sockets)
+    """Return ports that are free, below those that systems hand out: nobody is given one while the exchange is away."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(*_PORTS), _PORTS[1] - _PORTS[0]):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return tuple(found)
+    raise PreconditionError(f"the local exchange needs {count} free ports between {_PORTS[0]} and {_PORTS[1] - 1}")

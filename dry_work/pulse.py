@@ -11,14 +11,15 @@ import threading
 import time
 from weakref import WeakKeyDictionary
 
-EVERY_S = 5.0  # of event loops
+EVERY_S = 5.0  # of event loops, and the longest wait of a reader
 
+_now_s = time.monotonic
 _last_s: WeakKeyDictionary[threading.Thread, float] = WeakKeyDictionary()
 
 
 def give_pulse() -> None:
     """Say that the thread that calls this is alive and at work."""
-    _last_s[threading.current_thread()] = time.monotonic()
+    _last_s[threading.current_thread()] = _now_s()
 
 
 def last_pulse(thread: threading.Thread) -> float | None:

@@ -127,7 +127,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     stops_when_stale: bool = False  # the run fails when all symbols are stale
     drops_late: bool = False  # a bar that comes after its slice is left out; otherwise it goes with the next one
     tells_revised: bool = False  # the strategy hears of corrections of bars
-    wants_statuses: bool = True  # trading statuses and price bands of stocks, where the way of market data has them
+    wants_statuses: bool = True  # trading statuses and price bands of stocks; over Pub/Sub the hub decides
 
 
 def parse_stale(text: str) -> float | None:

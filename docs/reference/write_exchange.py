@@ -37,9 +37,14 @@ Every stock of the recording whose symbol has letters alone (BRK.B has the root 
 under `--rules alpaca`: strikes at even steps from about 70 % to 130 % of its first price; expirations on the first
 day, weekly until five weeks after the recording's end, monthly until three months after it. Nobody paid their prices:
 they are Black-Scholes prices of the stock's bars with one volatility a stock and a rate of 4 %, in whole cents. An
-option has a bar and a trade in every minute of the regular session in which its stock has a bar, and a quote around
-the last price, one per cent to each side. OCC symbols in a recording trade at their own bars. `--no-options` leaves
-the recorded ones alone.
+option has a bar in every minute of the regular session in which its stock has one, and a quote around the last price,
+one per cent to each side. OCC symbols in a recording trade at their own bars. `--no-options` leaves the recorded ones
+alone.
+
+The trades of a bar are at its open, its extremes and its close, as far as these differ; together they have its volume,
+so that bars made of them are the exchange's own. They come with the slice, before its watermark. A consumer may ask for
+any contract with bars: in lock-step the market then waits until its trades and watermarks are subscribed. Under
+`--rules backtrader` the contracts of the recording trade as Backtrader's broker would trade them, at 100 shares each.
 
 - Orders: market (in the session only) and limit, day, whole contracts, simple, no extended hours, no notional. They
   fill at the option's bars as stock orders do. A contract is 100 shares in money, buying power and positions.

@@ -21,7 +21,7 @@ from source_notes import build_table, code, read_fields, read_summary
 
 from dry_work.clock import MINUTE_NS
 from dry_work.market import messages
-from dry_work.market.messages import Bar, News, Watermark
+from dry_work.market.messages import Bar, News, PriceBands, TradingStatus, Watermark
 from dry_work.orders.model import OrderType, Side, TimeInForce, TradeEvent, VenueOrder
 from dry_work.proto.cream.v1 import common_pb2, execution_pb2, stream_proxy_pb2
 from dry_work.proto.stream.v0 import stream_pb2
@@ -34,7 +34,7 @@ from dry_work.wire.nats_subjects import Subjects
 PAGE = Path(__file__).with_name("messages.md")
 PROTO = Path(__file__).parents[2] / "dry_work" / "proto"
 
-STRUCTS = ("Bar", "News", "Watermark", "BarBatch", "Envelope", "Slice")
+STRUCTS = ("Bar", "News", "TradingStatus", "PriceBands", "Watermark", "BarBatch", "Envelope", "Slice")
 PROTO_FILES = (
     common_pb2.DESCRIPTOR,
     execution_pb2.DESCRIPTOR,
@@ -62,6 +62,16 @@ BAR = Bar(
     extra={"sentiment_score": 0.25},
 )
 MARK = Watermark(slice=1, end_ns=END_NS, bars=1, event_id=EVENT_ID)
+HALT = TradingStatus(
+    symbol="SPY",
+    ts_event_ns=START_NS,
+    code="H",
+    message="Trading Halt",
+    reason_code="T1",
+    reason="Halt News Pending",
+    tape="B",
+)
+BANDS = PriceBands(symbol="SPY", ts_event_ns=START_NS, upper=562.2, lower=508.6, indicator="B", tape="B")
 NEWS = News(
     symbols=("SPY",),
     headline="Markets open",
@@ -113,6 +123,8 @@ TEXTS = {
     "the payload of a bar has beside the known names, and is a number, is an extra field of the feed.",
     "batch": "With `HUB_BATCH=true` the bars of one moment come in one message, an array, with `encoding`.",
     "watermark": "Behind the bars of a slice, from a simulated exchange; `last` with the final one.",
+    "status": "A trading status or price bands of a stock, on the topic of its bars and in their place among them; "
+    "none with `HUB_STATUSES=false`.",
     "news": "On the topic of news.",
     "orders": "On the topic of order updates; the payload is the frame of `trade_updates`, unchanged.",
     "websocket": "Alpaca's own: arrays of items, JSON or MessagePack (`Content-Type` of the handshake; times are then "
@@ -168,6 +180,9 @@ def _build_pubsub() -> Iterable[str]:
     yield _show_message(*pubsub.encode_batch([BAR], epoch=EPOCH, seq=1))
     yield _wrap(TEXTS["watermark"])
     yield _show_message(*pubsub.encode_watermark(MARK, epoch=EPOCH, seq=2))
+    yield _wrap(TEXTS["status"])
+    yield _show_message(*pubsub.encode_status(HALT, epoch=EPOCH, seq=3))
+    yield _show_message(*pubsub.encode_status(BANDS, epoch=EPOCH, seq=4))
     yield _wrap(TEXTS["news"])
     yield _show_message(*pubsub.encode_news(NEWS, epoch=EPOCH, seq=1))
     yield _wrap(TEXTS["orders"])

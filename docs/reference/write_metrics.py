@@ -44,6 +44,7 @@ LABELS = {
     "state": ", ".join(state.value for state in RiskState),
     "limit": "day_loss, drawdown",
     "result": "sent, failed, held_back",
+    "outcome": "in_bar; late, when the bar was closed; taken_back, reports that take a trade back; malformed",
     "feed": "the upstream, such as stocks or trading_paper",
     "message_type": "such as stock_bar, stock_trade, option_quote, order_update, other",
     "error_type": "lost, fatal, malformed, or `code_` and Alpaca's number",

@@ -127,7 +127,7 @@ VARIABLES: dict[str, Note] = {
     "XDG_CACHE_HOME": Note("path", "~/.cache", "copies of a bucket's files, in dry-work/gs below it"),
 }
 # Looked at by `check` and others in the same sense as by the hub: a row of its page is enough.
-ONLY_HUB = {"ALPACA_FEED"}
+ONLY_HUB = {"ALPACA_FEED", "ALPACA_OPTION_FEED"}
 # What reads a variable, and of what type it is then.
 _READERS = {
     "flag": "switch", "switch": "switch", "count": "number", "port": "number", "number": "number",

@@ -9,14 +9,18 @@ from typing import Any
 import requests
 from alpaca.common.enums import Sort
 from alpaca.common.exceptions import APIError
-from alpaca.data.historical import CryptoHistoricalDataClient, StockHistoricalDataClient
-from alpaca.data.requests import CryptoBarsRequest, StockBarsRequest
+from alpaca.data.historical import (
+    CryptoHistoricalDataClient,
+    OptionHistoricalDataClient,
+    StockHistoricalDataClient,
+)
+from alpaca.data.requests import CryptoBarsRequest, OptionBarsRequest, StockBarsRequest
 from alpaca.data.timeframe import TimeFrame
 
 from dry_work.alpaca.limits import Priority, shared_limiter
 from dry_work.alpaca.venue_api import PATIENCE_S, VenueApi, prepare_client
 from dry_work.clock import MINUTE_NS, SECOND_NS
-from dry_work.errors import BrokerUnavailableError, ConfigError, RateLimitedError, VenueAuthError
+from dry_work.errors import BrokerUnavailableError, RateLimitedError, VenueAuthError
 from dry_work.market.messages import Bar, Slice
 from dry_work.market.symbols import is_crypto, is_option
 from dry_work.settings import Credentials
@@ -54,10 +58,12 @@ class BarHistory:
         crypto = CryptoHistoricalDataClient(*keys, **options)
         self._limiter = shared_limiter(data_url, credentials.key, api="data")
         self._answer: tuple[int, Mapping[str, str]] | None = None
-        for client in (stocks, crypto):
+        contracts = OptionHistoricalDataClient(*keys, **options)
+        for client in (stocks, crypto, contracts):
             client._session.hooks["response"].append(self._keep_answer)
         self._stocks = prepare_client(stocks, url=data_url, timeout_s=timeout_s)
         self._crypto = prepare_client(crypto, url=data_url, timeout_s=timeout_s)
+        self._options = prepare_client(contracts, url=data_url, timeout_s=timeout_s)
         self._api = api
         self._feed = feed
         self._data_url = data_url
@@ -105,8 +111,6 @@ class BarHistory:
         return group_slices(bars)
 
     def _fetch(self, symbol: str, count: int, start_ns: int, now_ns: int) -> list[Bar]:
-        if is_option(symbol):
-            raise ConfigError(f"{symbol}: there is no warm-up for options; give --warmup 0")
         now = datetime.fromtimestamp(now_ns // SECOND_NS, UTC)
         window: dict[str, Any] = {
             "symbol_or_symbols": symbol,
@@ -122,6 +126,8 @@ class BarHistory:
         try:
             if is_crypto(symbol):
                 found = self._crypto.get_crypto_bars(CryptoBarsRequest(**window))
+            elif is_option(symbol):
+                found = self._options.get_option_bars(OptionBarsRequest(**window))
             else:
                 found = self._stocks.get_stock_bars(StockBarsRequest(**window, feed=self._feed))
         finally:

@@ -36,6 +36,7 @@ from dry_work.addresses import is_loopback_url
 from dry_work.backoff import CAP_S, Backoff
 from dry_work.errors import BrokerUnavailableError, CodecError, RateLimitedError, VenueAuthError
 from dry_work.orders.model import TradeEvent
+from dry_work.pulse import keep_pulse
 from dry_work.wire.alpaca_rest import parse_json, parse_trade_event
 
 TRADE_UPDATES = "trade_updates"
@@ -178,6 +179,7 @@ class EventStream(ABC):
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        keep_pulse(self._loop)
         self._task = asyncio.current_task()
         self._dropped = asyncio.Event()
         while True:

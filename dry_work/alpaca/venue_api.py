@@ -32,6 +32,7 @@ from dry_work.errors import (
 )
 from dry_work.orders.lifecycle import is_lack_of_funds
 from dry_work.orders.model import AccountSnapshot, OrderRequest, Replacement, VenueOrder, VenuePosition
+from dry_work.pulse import give_pulse
 from dry_work.wire.alpaca_orders import build_replacement, parse_orders
 from dry_work.wire.alpaca_rest import (
     build_order_request,
@@ -158,6 +159,7 @@ class VenueApi:
         return error
 
     def _send(self, method: str, path: str, data: Mapping[str, object] | None, version: str) -> Any:
+        give_pulse()  # who makes many requests in one round is at work
         try:
             return self._client._request(method, path, data, api_version=version)
         except APIError as error:

@@ -7,6 +7,8 @@ from typing import Any
 import backtrader as bt
 from backtrader.position import Position
 
+from dry_work.broker.option_scheme import fit_scheme
+
 
 class BacktestBroker(bt.brokers.BackBroker):
     """BackBroker that does not match a limit or stop order against a bar that ended before the order was made.
@@ -19,6 +21,14 @@ class BacktestBroker(bt.brokers.BackBroker):
     """
 
     params = (("guard", True),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._option_schemes: dict[int, Any] = {}
+
+    def getcommissioninfo(self, data: Any) -> Any:
+        """Return the commission scheme of a data; of an option it counts 100 shares a contract."""
+        return fit_scheme(super().getcommissioninfo(data), data, self._option_schemes)
 
     def submit(self, order: Any, check: bool = True) -> Any:
         """Take an order and note the time at which its strategy made it."""

@@ -11,7 +11,7 @@ import backtrader as bt
 import msgspec
 
 from dry_work.errors import ConfigError
-from dry_work.market.symbols import is_crypto
+from dry_work.market.symbols import contract_size, is_crypto
 
 # Alpaca's published rates of July 2025 (docs.alpaca.markets, "Regulatory Fees" and "Crypto Fees"); regulators change
 # theirs about twice a year. Alpaca rounds a day's sum up to a cent, which is left out here.
@@ -59,7 +59,7 @@ def parse_commission(text: str) -> dict[str, float]:
     percent = _parse_percent(text)
     if percent is not None:
         return {"commission_of_value": percent}
-    match = re.fullmatch(r"(.+)/(share|unit|coin)", text.strip())
+    match = re.fullmatch(r"(.+)/(share|unit|coin|contract)", text.strip())
     amount = _parse_amount(match[1]) if match else None
     if amount is None:
         raise ConfigError(f"--commission {text!r}: expected a part of the value such as 0.1%, or 0.005/share")
@@ -118,7 +118,13 @@ def apply_costs(broker: Any, costs: Costs, names: Mapping[str, str]) -> None:
         rate = costs.commission_of_value or costs.commission_per_unit
         for name, symbol in names.items():
             broker.addcommissioninfo(
-                scheme(commission=rate, per_unit=bool(costs.commission_per_unit), crypto=is_crypto(symbol)), name=name
+                scheme(
+                    commission=rate,
+                    per_unit=bool(costs.commission_per_unit),
+                    crypto=is_crypto(symbol),
+                    contract=contract_size(symbol),
+                ),
+                name=name,
             )
     # Beyond the bar's range nobody traded: the price is moved as far as the range goes.
     limits = {"slip_open": True, "slip_limit": True, "slip_match": True, "slip_out": False}
@@ -131,11 +137,15 @@ def apply_costs(broker: Any, costs: Costs, names: Mapping[str, str]) -> None:
 
 
 class CostScheme(bt.CommInfoBase):
-    """A part of the value, or an amount for each share or coin."""
+    """A part of the value, or an amount for each share, coin or contract.
+
+    `contract` is how many times its price a unit is worth: 100 for an option.
+    """
 
     params = (
         ("per_unit", False),
         ("crypto", False),
+        ("contract", 1),
         ("stocklike", True),
         ("commtype", bt.CommInfoBase.COMM_PERC),
         ("percabs", True),
@@ -143,13 +153,14 @@ class CostScheme(bt.CommInfoBase):
 
     def _getcommission(self, size: float, price: float, pseudoexec: bool) -> float:
         rate = float(self.p.commission)
-        return abs(size) * rate if self.p.per_unit else abs(size) * rate * price
+        return abs(size) * rate if self.p.per_unit else abs(size) * rate * price * self.p.contract
 
 
 class AlpacaFees(CostScheme):
     """What Alpaca passes on to its customers, on top of a commission.
 
-    Stocks: SEC fee and TAF on sales, CAT on both sides. Crypto: the taker's rate of the lowest tier, in money; Alpaca
+    Stocks: SEC fee and TAF on sales, CAT on both sides. Options: the SEC fee alone; what exchanges, the OCC and FINRA
+    take by the contract is left out. Crypto: the taker's rate of the lowest tier, in money; Alpaca
     takes it from the coins on a purchase.
     """
 
@@ -158,6 +169,8 @@ class AlpacaFees(CostScheme):
         units = abs(size)
         if self.p.crypto:
             return commission + units * price * CRYPTO_TAKER_OF_VALUE
+        if self.p.contract > 1:
+            return commission + (units * price * self.p.contract * SEC_FEE_OF_VALUE if size < 0 else 0.0)
         fee = units * CAT_PER_SHARE
         if size < 0:
             fee += units * price * SEC_FEE_OF_VALUE + min(units * TAF_PER_SHARE, TAF_MOST)

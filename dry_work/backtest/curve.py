@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dry_work.engine.result import EquityCurve
 from dry_work.feeds.recorded import Recording
+from dry_work.market.symbols import contract_size
 from dry_work.wire.pubsub import parse_time
 
 Ints = npt.NDArray[np.int64]
@@ -28,7 +29,7 @@ def trace_value(
 
     Args:
         recording: the bars.
-        fills: as `RunResult.fills` has them; stocks and crypto, paid in full.
+        fills: as `RunResult.fills` has them; paid in full.
         cash: before the first fill.
         begin_ns: slices that end up to then are left out.
         last_ns: the last slice's end; None: that of the recording.
@@ -41,7 +42,7 @@ def trace_value(
     by_symbol: dict[str, list[tuple[int, float, float]]] = {}
     for fill in fills:
         size = fill["qty"] if fill["side"] == "buy" else -fill["qty"]
-        paid = size * fill["price"] + fill["commission"]
+        paid = size * fill["price"] * contract_size(fill["symbol"]) + fill["commission"]
         by_symbol.setdefault(fill["symbol"], []).append((parse_time(fill["time"]), size, paid))
     for symbol, rows in by_symbol.items():
         times = np.array([time_ns for time_ns, _, _ in rows], dtype=np.int64)
@@ -51,7 +52,7 @@ def trace_value(
         bar_ends = columns["ts_event_ns"] + recording.length_ns
         newest = np.searchsorted(bar_ends, ends, side="right") - 1
         # Before its first bar nothing of a symbol can be held.
-        value += held * np.where(newest >= 0, columns["close"][np.maximum(newest, 0)], 0.0)
+        value += held * contract_size(symbol) * np.where(newest >= 0, columns["close"][np.maximum(newest, 0)], 0.0)
     return EquityCurve(end_ns=ends, value=value)
 
 

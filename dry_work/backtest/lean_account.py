@@ -18,6 +18,7 @@ from backtrader.position import Position
 
 from dry_work.backtest.broker import BacktestBroker
 from dry_work.backtest.lean_lines import Cursor
+from dry_work.broker.option_scheme import is_contract
 
 _METHODS = (
     "getvalue",
@@ -319,6 +320,7 @@ def is_lazy(broker: Any) -> bool:
         not broker._userhist
         and not broker._fundhist
         and broker.p.filler is None
+        and not any(map(is_contract, broker.cerebro.datas))
         and all(map(is_simple, broker.comminfo.values()))
     )
 

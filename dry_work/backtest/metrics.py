@@ -19,7 +19,7 @@ import numpy as np
 from dry_work.backtest.series import Floats, RunSeries, build_series, measure_drawdown
 from dry_work.backtest.trades import Trade, build_trades
 from dry_work.clock import DAY_NS, SECOND_NS
-from dry_work.engine.result import CRYPTO_DAYS_A_YEAR, EquityCurve, RunResult, daily_returns, days_a_year
+from dry_work.engine.result import CRYPTO_DAYS_A_YEAR, EquityCurve, RunResult, daily_returns, days_a_year, fill_value
 from dry_work.feeds.recorded import Recording
 from dry_work.wire.pubsub import encode_time
 
@@ -300,8 +300,8 @@ def _exposure(result: RunResult, series: RunSeries, days: int, days_in_year: int
 
 
 def traded_value(result: RunResult) -> float:
-    """Return quantity times price of all fills."""
-    return math.fsum(float(fill["qty"]) * float(fill["price"]) for fill in result.fills)
+    """Return the value of all fills."""
+    return math.fsum(map(fill_value, result.fills))
 
 
 def _trades(result: RunResult, trades: Sequence[Trade]) -> TradeFigures:

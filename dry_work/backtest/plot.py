@@ -24,6 +24,7 @@ from dry_work.clock import DAY_NS, SECOND_NS
 from dry_work.engine.result import RunResult
 from dry_work.errors import ConfigError
 from dry_work.feeds.recorded import Recording
+from dry_work.market.symbols import contract_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ def _most_traded(trades: Sequence[Trade], symbols: Sequence[str]) -> list[str]:
     value = dict.fromkeys(symbols, 0.0)
     for trade in trades:
         if trade.symbol in value:
-            value[trade.symbol] += trade.qty * trade.entry_price
+            value[trade.symbol] += trade.qty * trade.entry_price * contract_size(trade.symbol)
     kept = set(sorted(symbols, key=lambda symbol: -value[symbol])[:SHOWN_SYMBOLS])
     return [symbol for symbol in symbols if symbol in kept]
 

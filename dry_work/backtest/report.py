@@ -20,7 +20,7 @@ from dry_work.backtest.metrics import build_metrics
 from dry_work.backtest.report_page import Page, render_page
 from dry_work.backtest.series import Floats, Ints, RunSeries, build_series, period_rows
 from dry_work.backtest.trades import Trade, build_trades
-from dry_work.engine.result import RunResult
+from dry_work.engine.result import RunResult, fill_value
 from dry_work.errors import StorageError
 from dry_work.feeds.recorded import Recording
 
@@ -118,7 +118,7 @@ def charted_symbols(result: RunResult, series: RunSeries) -> list[str]:
     traded = dict.fromkeys(known, 0.0)
     for fill in result.fills:
         if fill["symbol"] in traded:
-            traded[fill["symbol"]] += float(fill["qty"]) * float(fill["price"])
+            traded[fill["symbol"]] += fill_value(fill)
     kept = set(sorted(known, key=lambda symbol: -traded[symbol])[:limit])
     return [symbol for symbol in known if symbol in kept]
 

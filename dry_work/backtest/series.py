@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dry_work.backtest.trades import REST
 from dry_work.engine.result import RunResult
 from dry_work.feeds.recorded import Recording
+from dry_work.market.symbols import contract_size
 from dry_work.wire.pubsub import parse_time
 
 Floats = npt.NDArray[np.float64]
@@ -68,7 +69,7 @@ def build_series(result: RunResult, recording: Recording) -> RunSeries:
         held = positions.get(symbol)
         if held is not None:
             is_held |= held != 0
-            value = held * prices
+            value = held * prices * contract_size(symbol)
             long += np.maximum(value, 0.0)
             short += np.minimum(value, 0.0)
     worth = np.where(equity > 0, equity, np.nan)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from dry_work.market.symbols import contract_size
 from dry_work.wire.pubsub import parse_time
 
 # What is left of a position by rounding of its fills, as a part of its largest size, is nothing.
@@ -60,7 +61,7 @@ class Trade(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def return_share(self) -> float | None:
         """`pnl` as a fraction of the value entered; None when that is not positive."""
-        value = self.qty * self.entry_price
+        value = self.qty * self.entry_price * contract_size(self.symbol)
         return self.pnl / value if value > 0 else None
 
     @property
@@ -101,7 +102,7 @@ class _Holding:
         exits = [each for each in self.executions if not each.is_entry]
         qty = sum(each.qty for each in entries)
         left = sum(each.qty for each in exits)
-        is_open = self.held > 0
+        is_open, units = self.held > 0, contract_size(self.symbol)
         return Trade(
             number=self.number,
             symbol=self.symbol,
@@ -112,9 +113,9 @@ class _Holding:
             open_qty=self.held,
             entry_price=sum(each.qty * each.price for each in entries) / qty,
             exit_price=sum(each.qty * each.price for each in exits) / left if left else None,
-            gross_pnl=self.gross,
+            gross_pnl=self.gross * units,
             commission=sum(each.commission for each in self.executions),
-            open_pnl=self.sign * self.held * (mark - self.average) if is_open and mark is not None else None,
+            open_pnl=self.sign * self.held * (mark - self.average) * units if is_open and mark is not None else None,
             executions=tuple(self.executions),
         )
 

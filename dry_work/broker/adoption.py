@@ -24,7 +24,7 @@ from dry_work.broker.journal import Intent, Journal
 from dry_work.broker.order_changes import show_phase
 from dry_work.broker.order_objects import build_past_order, restore_execution, take_back_execution
 from dry_work.broker.outcomes import LegIntent, OrderLookedUp
-from dry_work.broker.own_books import expect_positions
+from dry_work.broker.own_books import TAKEN_UP, expect_positions
 from dry_work.broker.past_orders import PastOrder, list_past_orders, past_from_venue
 from dry_work.broker.placed import encode_placed
 from dry_work.broker.positions import PositionBook
@@ -438,13 +438,19 @@ class Adoption:
         """Let the journal know that the venue has an order, if it does not yet."""
         parts = (past.first, *past.replacements, *((past.remainder,) if past.remainder is not None else ()))
         part = next((part for part in parts if part.name == order.client_order_id), past.first)
-        if part is past.first and not part.is_journalled:
+        is_new = part is past.first and not part.is_journalled
+        if is_new:
             intent = Intent(request=part.request, number=part.number, terms=encode_placed(past.placed))
             self._journal.record_intents([intent], agent=self._agent, session=past.session, at_ns=self._wall_ns)
-        if order.id not in part.order_ids:
+        if is_new or order.id not in part.order_ids:
             action = "replace" if part in past.replacements else "submit"
             self._journal.record_outcome(
-                part.name, action=action, outcome="accepted", order_id=order.id, at_ns=self._wall_ns
+                part.name,
+                action=action,
+                outcome="accepted",
+                order_id=order.id,
+                message=TAKEN_UP if is_new else "",
+                at_ns=self._wall_ns,
             )
 
     def _replace(self, ticket: Ticket, action: act.AwaitReplacement | act.SendReplacement) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from dry_work import pulse
 from dry_work.broker.flight import LOOK_UP, NO_FLIGHT, Flight, describe_task
 from dry_work.broker.gateway_tasks import (
     CancelTask,
@@ -49,6 +50,7 @@ from dry_work.errors import BrokerError, BrokerUnavailableError, OrderRejectedEr
 from dry_work.orders.books import Fill
 from dry_work.orders.model import OrderClass, OrderRequest, Replacement
 from dry_work.orders.risk import Breach
+from dry_work.pulse import give_pulse
 from dry_work.wire.alpaca_orders import build_order_request, build_replacement
 
 __all__ = [
@@ -312,7 +314,11 @@ class OrderGateway:
     def _run_thread(self) -> None:
         try:
             while True:
-                task, since_s = self._tasks.get()
+                give_pulse()
+                try:
+                    task, since_s = self._tasks.get(timeout=pulse.EVERY_S)
+                except queue.Empty:
+                    continue
                 if task is None or self._sender.abandon.is_set():
                     return
                 self._work(task, since_s)

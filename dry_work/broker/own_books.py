@@ -18,6 +18,7 @@ from dry_work.market.symbols import SymbolSpelling, is_crypto
 from dry_work.orders.books import ZERO, Books, Fill, HeldPosition, position_key
 from dry_work.orders.model import OrderClass, Side
 
+TAKEN_UP = "taken up from the venue, since the journal did not have it"  # in the journal, of an order
 LEG_ROLES = ("take_profit", "stop_loss")
 _PARTS = ("remainder", "replacement")  # what stands for an order under another name
 _AT_ONCE = ("ioc", "fok")
@@ -55,6 +56,7 @@ class OwnOrder(msgspec.Struct, frozen=True, kw_only=True):
     parent: str = ""  # of an exit: the order that it went out with
     role: str = ""
     note: str = ""
+    origin: str = ""  # how it came here, when the agent has not sent it with this journal
 
     @property
     def is_open(self) -> bool:
@@ -193,6 +195,7 @@ def _build_order(members: Sequence[JournalOrder], fills: Sequence[Fill], before:
         parent=first.parent,
         role=first.role,
         note=note,
+        origin=first.message if first.message == TAKEN_UP else "",
     )
 
 

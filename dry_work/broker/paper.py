@@ -36,6 +36,7 @@ from dry_work.broker.halts import SymbolHalts
 from dry_work.broker.journal import Journal, RiskRecord
 from dry_work.broker.journal_pruning import JournalPruner
 from dry_work.broker.market_time import MarketTime
+from dry_work.broker.option_scheme import fit_scheme
 from dry_work.broker.order_placing import OrderPlacing
 from dry_work.broker.outcomes import Outcome
 from dry_work.broker.positions import PositionBook
@@ -165,6 +166,7 @@ class AlpacaPaperTradingBroker(BrokerStart, StateKeeping, OrderPlacing, AccountR
         self._next_told: ToldRecord | None = None  # as it will be
         self._pruner: JournalPruner | None = None
         self.startingcash = self.startingvalue = 0.0
+        self._option_schemes: dict[int, Any] = {}
         self._reset()
         super().__init__()
 
@@ -232,6 +234,10 @@ class AlpacaPaperTradingBroker(BrokerStart, StateKeeping, OrderPlacing, AccountR
             self.stop()
             raise
         self._is_running = True
+
+    def getcommissioninfo(self, data: Any) -> Any:
+        """Return the commission scheme of a data; of an option it counts 100 shares a contract."""
+        return fit_scheme(super().getcommissioninfo(data), data, self._option_schemes)
 
     def _monotonic(self) -> float:
         return self._flight.read(STEADY_CLOCK, time.monotonic())

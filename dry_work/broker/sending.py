@@ -28,6 +28,7 @@ from dry_work.errors import (
 )
 from dry_work.orders.model import OrderRequest, Replacement, VenueOrder
 from dry_work.orders.risk import Breach
+from dry_work.pulse import give_pulse
 
 LONGEST_WAIT_S = 5.0
 # A clock may be wrong by a time zone's hour; ids of sessions are random, so that no order of an hour ago can be meant.
@@ -208,6 +209,7 @@ class OrderSender:
         wait_s = backoff.next_wait_s(time.monotonic())
         if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
             wait_s = max(wait_s, min(error.retry_after_s, 60.0))
+        give_pulse()
         if self.abandon.wait(wait_s):
             raise StoppedError
 

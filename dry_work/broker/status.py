@@ -420,7 +420,7 @@ def _build_row(own: OwnOrder, found: VenueOrder | None, mark: Mark, reasons: Seq
         ours=_describe_fill(own.state.value, own.filled_qty),
         venue="" if found is None else _describe_fill(found.status, found.filled_qty),
         mark=mark,
-        reasons=tuple(reasons),
+        reasons=(*reasons, *([own.origin] if own.origin else [])),
     )
 
 

@@ -134,7 +134,7 @@ def assign_topics(symbols: Sequence[str], *, market_topic: str, crypto_topic: st
     """Return the topic of each symbol.
 
     Raises:
-        ConfigError: for an option symbol, and when both topics are one.
+        ConfigError: when both topics are one.
     """
     from dry_work.hub.core import build_feeds, split_symbols
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from dry_work.dashboard.minutes import MINUTES_SHOWN, MISSING, QUIET, Pause, trace_minutes
 from dry_work.dashboard.snapshot import (
     ChartPart,
     Cursor,
@@ -27,10 +28,12 @@ from dry_work.dashboard.snapshot import (
     parse_cursor,
 )
 from dry_work.dashboard.trails import BARS_KEPT, CurveTrail, RowTrail
+from dry_work.market.symbols import is_option
 
 ORDERS_KEPT = 200  # that have ended; open ones stay
 MARKS_KEPT = 400  # of each symbol
 LINES_KEPT = 400  # of the log
+PAUSES_KEPT = 64  # of each symbol
 
 BAR_WIDTH = 6  # end in ms, open, high, low, close, volume
 
@@ -64,12 +67,30 @@ class Chart:
         self.lines = lines
         self.bars = RowTrail(BAR_WIDTH + len(lines), kept)
         self._marks: tuple[int, tuple[FillMark, ...]] = (0, ())
+        self.odd: dict[int, str] = {}  # letters of bars that did not come with their slice, by end in ms
+        self._odd_kept = max(2 * MINUTES_SHOWN, kept)
+        self.pauses: tuple[Pause, ...] = ()  # halts of the exchange
 
     def add_mark(self, mark: FillMark) -> None:
         """Add a fill."""
         first, marks = self._marks
         dropped = max(len(marks) + 1 - MARKS_KEPT, 0)
         self._marks = (first + dropped, (*marks[dropped:], mark))
+
+    def add_odd(self, end_ms: int, letter: str) -> None:
+        """Note how a bar came that did not come with its slice."""
+        self.odd[end_ms] = letter
+        if len(self.odd) > 2 * self._odd_kept:
+            self.odd = dict(list(self.odd.items())[-self._odd_kept :])
+
+    def begin_pause(self, at_ms: float) -> None:
+        """The exchange has halted the symbol."""
+        self.pauses = (*self.pauses[1 - PAUSES_KEPT :], (at_ms, 0.0))
+
+    def end_pause(self, at_ms: float) -> None:
+        """It is traded again."""
+        if self.pauses:
+            self.pauses = (*self.pauses[:-1], (self.pauses[-1][0], at_ms))
 
     def read_marks(self, since: int = 0) -> tuple[int, tuple[FillMark, ...]]:
         """Return the number of the first mark, and the marks from number `since` on that are still there."""
@@ -97,6 +118,8 @@ class Board:
         self.seq = 1  # what is numbered with it or below is there
         self.read_risk: Callable[[RiskView], RiskView] | None = None  # the state of the brake, from any thread
         self.engine_age_s: Callable[[], float] | None = None  # since the engine's loop turned last
+        self.is_open: Callable[[str, int], bool] | None = None  # whether a symbol's market is open at a time in ns
+        self._begun_ms = 0  # end of the first slice
         self.nudge: Callable[[], None] | None = None  # lets what is behind be collected soon
 
     # The one who writes
@@ -110,6 +133,10 @@ class Board:
         ended = [name for name, order in found.items() if not order.is_open]
         for name in ended[: max(len(ended) - ORDERS_KEPT, 0)]:
             del found[name]
+
+    def begin_minutes(self, at_ms: int) -> None:
+        """Bars are to come from the one on that ends at `at_ms`."""
+        self._begun_ms = at_ms
 
     # Those who read
 
@@ -182,4 +209,28 @@ class Board:
             bars=bars,
             marks=marks,
             first_mark=first_mark,
+            minutes=self.trace(symbol, until_ms=self.head.market_ms),
+        )
+
+    def trace(self, symbol: str, *, until_ms: int, bars: int | None = None) -> str:
+        """Return what became of the newest bars of a symbol, a letter each; empty when that is not known.
+
+        Args:
+            until_ms: end of the newest slice.
+            bars: how many of those that are drawn were known then; None: all.
+        """
+        chart, is_open, row = self.charts.get(symbol), self.is_open, self.rows.get(symbol)
+        if chart is None or is_open is None or row is None or not self._begun_ms:
+            return ""
+        known = chart.bars.total if bars is None else bars
+        _, rows = chart.bars.read(max(known - MINUTES_SHOWN, 0), known)
+        return trace_minutes(
+            [found[0] for found in rows],
+            odd=dict(chart.odd),
+            pauses=chart.pauses,
+            since_ms=self._begun_ms,
+            until_ms=until_ms,
+            length_ms=row.length_ms,
+            is_open=lambda start_ms: is_open(symbol, start_ms * 1_000_000),
+            absent=QUIET if is_option(symbol) else MISSING,
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,50 +15,32 @@ from typing import Any
 import backtrader as bt
 import msgspec
 
-from dry_work.broker.order_objects import ID_FACT
-from dry_work.broker.tickets import position_key, symbol_of
+from dry_work.broker.tickets import position_key
 from dry_work.clock import Clock
 from dry_work.dashboard.board import Board, Chart
 from dry_work.dashboard.indicators import DrawnLine, list_lines
 from dry_work.dashboard.latency import StageTimes
 from dry_work.dashboard.limits import measure_limits
-from dry_work.dashboard.snapshot import (
-    AccountView,
-    FillMark,
-    Head,
-    LogLine,
-    OrderRow,
-    RiskView,
-    RunFacts,
-    SymbolRow,
-)
+from dry_work.dashboard.minutes import FILLED as FILLED_LETTER
+from dry_work.dashboard.minutes import LATE
+from dry_work.dashboard.order_watch import ACKNOWLEDGED, FILLED, OrderWatch
+from dry_work.dashboard.snapshot import AccountView, BarCounts, Head, LogLine, RiskView, RunFacts, SymbolRow
 from dry_work.dashboard.trails import BARS_KEPT
 from dry_work.engine.observer import overhear_orders
 from dry_work.engine.progress import describe_order
 from dry_work.feeds.base import line_time_ns
+from dry_work.market.completeness import MarketHours
 from dry_work.market.messages import Bar, Slice
 from dry_work.market.symbols import contract_size, is_crypto
 from dry_work.orders.client_ids import parse_client_order_id
-from dry_work.orders.mapping import order_type_word
 from dry_work.orders.risk import trading_day
 
 LOOK_S = 0.25  # between two looks while somebody reads
 UNSEEN_S = 2.0  # the same while nobody does
 _STATISTICS_S = 1.0
-_MINUTE_S = 60.0
 
 ARRIVAL, BARRIER, NEXT = "bar's end → arrival", "arrival → slice", "slice → end of next"
 HUB, TRANSPORT = "bar's end → hub", "hub → arrival"  # where the way here tells
-ACKNOWLEDGED, FILLED = "order → acknowledged", "order → filled"
-
-
-class _Times:
-    """When an order was told of, by the machine's steady clock."""
-
-    def __init__(self, placed_s: float) -> None:
-        self.placed_s = placed_s
-        self.ack_ms: float | None = None
-        self.fill_ms: float | None = None
 
 
 class RunCollector:
@@ -99,12 +80,7 @@ class RunCollector:
         self._value = 0.0
         self._day = 0
         self._day_equity = 0.0
-        self._realised = 0.0
-        self._realised_by: dict[str, float] = {}
-        self._fills_by: dict[str, int] = {}
-        self._open_by: dict[str, set[str]] = {}
         self._worth: dict[str, float] = {}  # signed value of positions
-        self._fills = 0
         self._feed = self._feed_detail = ""
         self._bars_kept = bars_kept
         self._ready_phase = phase
@@ -118,9 +94,8 @@ class RunCollector:
         self._last_ms: dict[str, float] = {}
         self._delays: dict[str, float] = {}
         self._stirred: set[str] = set()
-        self._orders: dict[str, Any] = {}  # changed since the last look
-        self._times: dict[str, _Times] = {}
-        self._sent: deque[float] = deque(maxlen=100_000)  # orders of the last minute
+        self._orders = OrderWatch(self.board, self._stages, clock=clock, own_time=facts.own_time)
+        self._counted_ns = 0  # end of the slice up to which the rows' bars are counted
         self._halted: dict[str, str] = {}
         self._paused: dict[str, str] = {}
         self._cerebro: Any = None
@@ -140,6 +115,10 @@ class RunCollector:
         self.board.nudge = self._nudge
         self.board.engine_age_s = lambda: self._clock.monotonic() - self._turned_s
         self.board.read_risk = self._overlay_risk
+        hours = MarketHours()
+        if not all(map(is_crypto, self._feeds)):
+            hours.load()  # now, and not between two slices
+        self.board.is_open = hours.is_open
 
     def _try(self, note: Callable[..., None], *given: Any, **named: Any) -> None:
         """Take note of something in the midst of Backtrader's own work, which goes on whatever comes of it."""
@@ -160,7 +139,7 @@ class RunCollector:
             self._fill_chart(chart, feed, lines)
             self.board.charts[symbol] = chart
         for order in self._broker.get_orders_open():
-            self._note_open(order)
+            self._orders.note_open(order)
 
     def _fill_chart(self, chart: Chart, feed: Any, lines: list[DrawnLine]) -> None:
         """Draw the bars of the warm-up."""
@@ -178,12 +157,6 @@ class RunCollector:
             chart.bars.append(row)
         self._last_ms[feed.symbol] = columns[0][-1]
 
-    def _note_open(self, order: Any) -> None:
-        name = order.info.get(ID_FACT)
-        if name:
-            self._orders[name] = order
-            self._open_by.setdefault(symbol_of(order.data), set()).add(name)
-
     # What the engine tells
 
     def note_slice(self, piece: Slice, value: float) -> None:
@@ -193,7 +166,9 @@ class RunCollector:
             value: of the account after it.
         """
         self._slices += 1
-        self._market_ns = piece.end_ns
+        self._market_ns = self._orders.market_ns = piece.end_ns
+        if self._slices == 1:
+            self.board.begin_minutes(piece.end_ns // 1_000_000)
         self._value = value
         charts, lines_of, last = self.board.charts, self._lines, self._last_ms
         newest_ns = 0
@@ -206,6 +181,8 @@ class RunCollector:
             last[symbol] = end_ms
             row = (end_ms, bar.open, bar.high, bar.low, bar.close, bar.volume)
             charts[symbol].bars.append((*row, *[line.value() for line in lines]) if lines else row)
+            if piece.filled or bar.end_ns != piece.end_ns:
+                charts[symbol].add_odd(int(end_ms), FILLED_LETTER if piece.filled else LATE)
             self._bars[symbol] = bar
             self._stirred.add(symbol)
             newest_ns = max(newest_ns, bar.ts_recv_ns)
@@ -245,48 +222,13 @@ class RunCollector:
             self._log(f"market data {name}" + (f": {detail}" if detail else ""), level)
 
     def _note_order(self, order: Any) -> None:
-        name = order.info.get(ID_FACT)
-        if not name:
-            return  # made for Backtrader's trades alone: the strategy does not hear of it
-        now_s = self._clock.monotonic()
-        symbol = symbol_of(order.data)
-        times = self._times.get(name)
-        if times is None:
-            times = self._times[name] = _Times(now_s)
-            self._sent.append(now_s)
-        waited_ms = (now_s - times.placed_s) * 1000
-        if times.ack_ms is None and order.status not in (bt.Order.Created, bt.Order.Submitted):
-            times.ack_ms = waited_ms
-            if waited_ms > 0:  # a replay knows the time of a turn alone
-                self._stages.add(ACKNOWLEDGED, waited_ms)
-        for bit in order.executed.iterpending():
-            times.fill_ms = waited_ms
-            self._note_fill(name, symbol, order, bit)
-        if times.fill_ms == waited_ms > 0:
-            self._stages.add(FILLED, waited_ms)
-        opened = self._open_by.setdefault(symbol, set())
-        if order.alive():
-            opened.add(name)
-        else:
-            opened.discard(name)
-        self._orders[name] = order
+        symbol = self._orders.note(order)
+        if not symbol:
+            return
         self._stirred.add(symbol)
         if order.status not in (bt.Order.Created, bt.Order.Submitted):
             bad = order.status in (bt.Order.Margin, bt.Order.Rejected)
             self._log(describe_order(order), "warning" if bad else "info")
-
-    def _note_fill(self, name: str, symbol: str, order: Any, bit: Any) -> None:
-        side = "buy" if bit.size > 0 else "sell"
-        self._fills += 1
-        self._fills_by[symbol] = self._fills_by.get(symbol, 0) + 1
-        gain = float(bit.pnl) * contract_size(symbol)
-        self._realised += gain
-        self._realised_by[symbol] = self._realised_by.get(symbol, 0.0) + gain
-        chart = self.board.charts.get(symbol)
-        if chart is not None:
-            at_ms = line_time_ns(bit.dt) // 1_000_000 if bit.dt else self._market_ns // 1_000_000
-            closes = bool(bit.closed) and not bit.opened
-            chart.add_mark(FillMark(at_ms, side, abs(float(bit.size)), float(bit.price), closes, name))
 
     def _log(self, text: str, level: str) -> None:
         self.board.log.add(LogLine(self._clock.time_ns() // 1_000_000, level, text))
@@ -327,15 +269,14 @@ class RunCollector:
         changed = {
             symbol for symbol, _ in (halted.items() ^ self._halted.items()) | (paused.items() ^ self._paused.items())
         }
-        stirred, self._halted, self._paused = self._stirred | changed, halted, paused
+        self._note_pauses(paused)
+        stirred, self._halted, self._paused = self._stirred | changed | set(self._find_recounted()), halted, paused
         self._stirred = set()
         for symbol in stirred:
             feed = self._feeds.get(symbol)
             if feed is not None:
                 board.rows[symbol] = self._describe_symbol(seq, symbol, feed)
-        if self._orders:
-            orders, self._orders = self._orders, {}
-            board.put_orders(self._describe_order(seq, name, order) for name, order in orders.items())
+        self._orders.publish(seq)
         if now_s >= self._statistics_s:
             self._statistics_s = now_s + _STATISTICS_S
             self._latency = self._stages.read()
@@ -353,6 +294,26 @@ class RunCollector:
     def _read_pauses(self) -> dict[str, str]:
         halts = self._cerebro.market.halts
         return {symbol: status.describe() for symbol, status in halts.items()} if halts else {}
+
+    def _note_pauses(self, paused: Mapping[str, str]) -> None:
+        """Mark on the charts from when to when the exchange has halted their symbols."""
+        for symbol in paused.keys() - self._paused.keys():
+            if symbol in self.board.charts:
+                self.board.charts[symbol].begin_pause(self._cerebro.market.halts[symbol].ts_event_ns / 1e6)
+        for symbol in self._paused.keys() - paused.keys():
+            if symbol in self.board.charts:
+                self.board.charts[symbol].end_pause(self._market_ns / 1e6)
+
+    def _find_recounted(self) -> Iterable[str]:
+        """Return the symbols whose bars count otherwise since the last look: with each slice that is all of them."""
+        if self._market_ns == self._counted_ns:
+            return ()
+        self._counted_ns = self._market_ns
+        return self._feeds.keys()
+
+    def _count_bars(self, symbol: str) -> BarCounts | None:
+        tally = self._cerebro.completeness
+        return BarCounts(*msgspec.structs.astuple(tally.of(symbol))) if symbol in tally.symbols else None
 
     def _describe_symbol(self, seq: int, symbol: str, feed: Any) -> SymbolRow:
         bar = self._bars.get(symbol)
@@ -375,46 +336,14 @@ class RunCollector:
             position=size,
             price=price if size else 0.0,
             profit=units * (close - price) if close is not None and size else 0.0,
-            realised=self._realised_by.get(symbol, 0.0),
-            open_orders=len(self._open_by.get(symbol, ())),
-            fills=self._fills_by.get(symbol, 0),
+            realised=self._orders.realised_by.get(symbol, 0.0),
+            open_orders=len(self._orders.open_by.get(symbol, ())),
+            fills=self._orders.fills_by.get(symbol, 0),
             arrival_ms=arrival_ms,
             delay_ms=self._delays.get(symbol),
             halted=self._halted.get(symbol, ""),
             paused=self._paused.get(symbol, ""),
-        )
-
-    def _describe_order(self, seq: int, name: str, order: Any) -> OrderRow:
-        times = self._times.get(name)
-        is_open = bool(order.alive())
-        created, executed = order.created, order.executed
-        kind = order.ExecTypes[order.exectype]
-        is_limit = kind == "Limit"
-        is_plain = kind in ("Market", "Close")
-        now_ms = self._market_ns // 1_000_000 if self._facts.own_time else self._clock.time_ns() // 1_000_000
-        known = self.board.orders.get(name)
-        if not is_open:
-            self._times.pop(name, None)
-        parent = getattr(order, "parent", None)
-        return OrderRow(
-            seq=seq,
-            id=name,
-            symbol=symbol_of(order.data),
-            side="buy" if order.isbuy() else "sell",
-            type=order_type_word(kind),
-            qty=abs(float(created.size)),
-            status=order.getstatusname().lower(),
-            is_open=is_open,
-            filled=abs(float(executed.size)),
-            price=float(executed.price) if executed.size else None,
-            limit=_number(created.price) if is_limit else _number(created.pricelimit) if "Limit" in kind else None,
-            stop=None if is_plain or is_limit else _number(created.price),
-            parent=str(parent.info.get(ID_FACT) or "") if parent is not None else "",
-            reason=str(order.info.get("reject_reason") or ""),
-            placed_ms=known.placed_ms if known is not None else _created_ms(created) or now_ms,
-            changed_ms=now_ms,
-            ack_ms=times.ack_ms or None if times is not None else known.ack_ms if known is not None else None,
-            fill_ms=times.fill_ms or None if times is not None else known.fill_ms if known is not None else None,
+            counts=self._count_bars(symbol),
         )
 
     def _describe_head(self, seq: int, now_s: float) -> Head:
@@ -434,7 +363,7 @@ class RunCollector:
             start_equity=broker.startingvalue,
             day_equity=float(marks.day_equity) if marks is not None else self._day_equity,
             gross=sum(map(abs, self._worth.values())),
-            realised=self._realised,
+            realised=self._orders.realised,
         )
         return Head(
             seq=seq,
@@ -449,8 +378,8 @@ class RunCollector:
             bars=sum(cerebro.bars.values()),
             late_bars=cerebro.late_bars,
             orders=broker.order_count,
-            fills=self._fills,
-            open_orders=sum(map(len, self._open_by.values())),
+            fills=self._orders.fills,
+            open_orders=self._orders.open_count,
             memory_bytes=self._memory_bytes,
             account=account,
             risk=self._describe_risk(equity, now_s, marks),
@@ -467,13 +396,11 @@ class RunCollector:
         desk = self._broker.risk
         if desk is None:
             return RiskView(trouble=self._broker.halted)
-        while self._sent and now_s - self._sent[0] > _MINUTE_S:
-            self._sent.popleft()
         limits = measure_limits(
             desk.limits,
             equity=equity,
             positions=self._worth.values(),
-            orders_last_minute=len(self._sent),
+            orders_last_minute=self._orders.count_last_minute(now_s),
             marks=marks,
         )
         halted = self._broker.halted
@@ -492,14 +419,6 @@ class RunCollector:
             who=record.who,
             at_ms=record.at_ns // 1_000_000,
         )
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _created_ms(created: Any) -> int:
-    return line_time_ns(created.dt) // 1_000_000 if created.dt and math.isfinite(created.dt) else 0
 
 
 def _read_memory() -> int:

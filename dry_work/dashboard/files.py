@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
+
+import msgspec
 
 from dry_work.broker.books_reader import JournalBooks, read_books
 from dry_work.broker.journal import RiskRecord
 from dry_work.broker.own_books import OrderState, OwnOrder, build_orders, sum_positions
 from dry_work.clock import Clock, SystemClock
 from dry_work.dashboard.board import ORDERS_KEPT, Board
-from dry_work.dashboard.snapshot import Head, LogLine, OrderRow, RiskView, RunFacts, SymbolRow
+from dry_work.dashboard.snapshot import BarCounts, Head, LogLine, OrderRow, RiskView, RunFacts, SymbolRow
 from dry_work.engine.health import AgentHealth, Life, read_health
 from dry_work.errors import DryWorkError
 from dry_work.market.symbols import is_crypto
@@ -68,7 +71,7 @@ class FilesReader:
         seq = board.seq + 1
         orders = build_orders(books) if books is not None else []
         if books is not None:
-            self._put_rows(seq, books, orders)
+            self._put_rows(seq, books, orders, _read_counts(health))
             self._put_orders(seq, orders)
             self._put_fills(books)
         board.head = self._describe(seq, health, books, orders, now_ns)
@@ -79,7 +82,7 @@ class FilesReader:
             self._told = text
             self.board.log.add(LogLine(self._clock.time_ns() // 1_000_000, "warning", text))
 
-    def _put_rows(self, seq: int, books: JournalBooks, orders: list[OwnOrder]) -> None:
+    def _put_rows(self, seq: int, books: JournalBooks, orders: list[OwnOrder], counts: Mapping[str, BarCounts]) -> None:
         rows = dict(self.board.rows)
         for symbol, held in sum_positions(books).items():
             row = SymbolRow(
@@ -89,6 +92,7 @@ class FilesReader:
                 position=float(held.qty),
                 price=float(held.price) if held.qty else 0.0,
                 open_orders=sum(order.symbol == symbol and order.is_open for order in orders),
+                counts=counts.get(symbol),
                 halted=next((halt.reason for halt in books.halts if halt.symbol == symbol.replace("/", "")), ""),
             )
             if not _is_same(rows.get(symbol), row):
@@ -134,6 +138,13 @@ class FilesReader:
             account=None,
             risk=_describe_risk(books.risk if books is not None else RiskRecord()),
         )
+
+
+def _read_counts(health: AgentHealth) -> dict[str, BarCounts]:
+    """Return what came of the bars of the symbols that the heartbeat lists."""
+    if health.data is None:
+        return {}
+    return {each.symbol: BarCounts(*msgspec.structs.astuple(each.bars)) for each in health.data.symbols}
 
 
 def _describe_risk(record: RiskRecord) -> RiskView:

@@ -13,7 +13,7 @@ import msgspec
 from dry_work.alpaca.simulated import is_alpaca
 from dry_work.broker.flight import Decision
 from dry_work.clock import SECOND_NS
-from dry_work.dashboard.board import Chart
+from dry_work.dashboard.board import Board, Chart
 from dry_work.dashboard.collector import RunCollector
 from dry_work.dashboard.sessions import DecisionView, SessionOutline, TurnView
 from dry_work.dashboard.snapshot import ChartPart, Delta, FillMark, Head, LogLine, OrderRow, RunFacts, SymbolRow
@@ -74,6 +74,7 @@ class RecordedSession:
         self.log: list[LogLine] = []
         self.equity: list[list[float]] = []
         self.charts: dict[str, Chart] = {}
+        self.board: Board | None = None  # as it was in the end
         self._times: list[int] = []
 
     def close(self) -> None:
@@ -146,6 +147,9 @@ class RecordedSession:
             lines=chart.lines,
             bars=bars,
             marks=tuple(mark for _, mark in known[-BARS_SHOWN:]),
+            minutes=""
+            if self.board is None
+            else self.board.trace(symbol, until_ms=self.slices[place].time_ms, bars=row.bars),
         )
 
     def _describe_decisions(self, place: int, found: _Slice) -> tuple[DecisionView, ...]:
@@ -268,6 +272,7 @@ class _Reading:
             self._flight.drain()
         except DivergedError as error:
             self.divergence = error.divergence
+        self.session.board = self._collector.board
         self.session.charts = dict(self._collector.board.charts)
 
     def close(self) -> None:

@@ -20,6 +20,19 @@ class LineFacts(msgspec.Struct, frozen=True, kw_only=True):
     below: bool = False  # it has a scale of its own, below the prices
 
 
+class BarCounts(msgspec.Struct, frozen=True, array_like=True):
+    """What came of the bars of a symbol that were to come, in the words and order of `Completeness`."""
+
+    expected: int = 0
+    arrived: int = 0
+    late: int = 0
+    filled: int = 0
+    missing: int = 0
+    outside: int = 0
+    revised: int = 0
+    halted: int = 0
+
+
 class SymbolRow(msgspec.Struct, frozen=True, kw_only=True):
     """One symbol as it is now."""
 
@@ -40,6 +53,7 @@ class SymbolRow(msgspec.Struct, frozen=True, kw_only=True):
     delay_ms: float | None = None  # from its arrival to the end of `next`
     halted: str = ""  # why it takes only orders that shrink its position
     paused: str = ""  # why the exchange does not trade it
+    counts: BarCounts | None = None  # None: not known
 
 
 class OrderRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +187,7 @@ class ChartPart(msgspec.Struct, frozen=True, kw_only=True):
     bars: Sequence[Sequence[float]]
     marks: tuple[FillMark, ...] = ()
     first_mark: int = 0
+    minutes: str = ""  # what became of the newest bars, the last one at the head's `market_ms`; see `minutes`
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

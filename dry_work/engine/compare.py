@@ -24,6 +24,7 @@ from dry_work.engine.result import RunResult
 from dry_work.errors import ConfigError
 from dry_work.feeds.recorded import Recording
 from dry_work.market.messages import Bar
+from dry_work.market.symbols import contract_size
 from dry_work.recording.session_trace import BarKey, FillTrace, OrderTrace, SessionTrace
 from dry_work.settings import parse_moment
 
@@ -267,7 +268,7 @@ def _measure_fees(trace: SessionTrace) -> dict[str, float]:
         for fill in order.fills:
             key = order.symbol.replace("/", "")
             bought[key] = bought.get(key, 0.0) + sign * fill.qty
-            cash -= sign * fill.qty * fill.price
+            cash -= sign * fill.qty * fill.price * contract_size(order.symbol)
     held = {position.symbol: float(position.qty) for position in trace.books.positions}
     found = {key: qty - held.get(key, 0.0) for key, qty in bought.items()}
     found["cash"] = cash - float(trace.books.cash)

@@ -16,7 +16,7 @@ from dry_work.engine.findings import Finding, Outcome, Subject, failed, ok, warn
 from dry_work.errors import ConfigError, FeedError
 from dry_work.feeds.addresses import read_feed_settings
 from dry_work.feeds.lease_holder import read_holder
-from dry_work.market.symbols import is_crypto, is_option
+from dry_work.market.symbols import is_crypto
 from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC, FeedSettings
 
 _PROBE_SYMBOL = "SPY"  # asked for where the symbols are not known
@@ -46,7 +46,7 @@ def check_hub(subject: Subject, settings: FeedSettings) -> Finding:
 
     part = f"hub over {settings.name}"
     try:
-        symbols = [symbol for symbol in subject.wanted_symbols() if not is_option(symbol)] or [_PROBE_SYMBOL]
+        symbols = subject.wanted_symbols() or [_PROBE_SYMBOL]
     except ConfigError:
         symbols = [_PROBE_SYMBOL]
     where = ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -30,14 +30,19 @@ class KeptLine(LineBuffer):
     """A `LineBuffer` in which older values may be missing from memory; made by `keep`, never by hand.
 
     `_idx` counts within what is held; `idx` is that of the whole line, as is every position that comes from outside.
+    Index and length are not written down, they follow from how many values there are: to move a line is to append to
+    `_kept`. That is always the same array, so whoever moves a line with every bar may hold on to its `append`, and
+    calls `make_room` now and then.
     """
 
     _kept: Values  # the newest values
     _base: int  # values before them
+    _ahead: int  # values of `_kept` after the current one: 0 but for a line that was rewound, sent home or extended
+    _skew: int  # what Backtrader has the length more than the index: 0 but for a line whose index somebody has set
     _blocks: deque[int]  # slots of those that the archive has, the newest last
     _archive: LineArchive
     _keep: int  # values that stay in memory
-    _limit: int  # `_idx` at which a block goes
+    _limit: int  # `_idx` at which a block goes; it does when room is made
     _shift: int  # makes lines let go at different moments
     _heard: Callable[[KeptLine, int], None]  # is told when the line has learned to keep more
     _plain: type[LineBuffer]
@@ -45,21 +50,26 @@ class KeptLine(LineBuffer):
     # What runs with every bar
 
     def __getitem__(self, ago: int) -> float:
-        at = self._idx + ago
+        kept = self._kept
+        at = len(kept) - 1 - self._ahead + ago
         if at >= 0:
-            return self._kept[at]
-        return self._kept[self._reach(at)]
+            return kept[at]
+        return kept[self._reach(at)]
 
     def __setitem__(self, ago: int, value: float) -> None:
-        at = self._idx + ago
+        kept = self._kept
+        at = len(kept) - 1 - self._ahead + ago
         if at < 0:
             at = self._reach(at)
-        self._kept[at] = value
+        kept[at] = value
         for binding in self.bindings:
             binding[ago] = value
 
     def set(self, value: float, ago: int = 0) -> None:
         self[ago] = value
+
+    def __len__(self) -> int:
+        return self._base + len(self._kept) - self._ahead + self._skew
 
     def get(self, ago: int = 0, size: int = 1) -> Values:
         stop = self._idx + ago + 1
@@ -69,38 +79,47 @@ class KeptLine(LineBuffer):
         return self._slice(start + self._base, stop + self._base)
 
     def forward(self, value: float = _NAN, size: int = 1) -> None:
-        self._idx += size
-        self.lencount += size
         for _ in range(size):
             self._kept.append(value)
-        if self._idx >= self._limit:
+        if len(self._kept) > self._limit + self._ahead:
             self._let_go()
 
     def backwards(self, size: int = 1, force: bool = False) -> None:
         if size > len(self._kept) and self._base:
             self._recall(max(0, self._base + len(self._kept) - size))
-        self._idx -= size
-        self.lencount -= size
         for _ in range(size):
             self._kept.pop()
 
     def rewind(self, size: int = 1) -> None:
-        self._idx -= size
-        self.lencount -= size
+        self._ahead += size
 
     def advance(self, size: int = 1) -> None:
-        self._idx += size
-        self.lencount += size
+        self._ahead -= size
 
     # What is asked of the whole line
 
+    @property
+    def _idx(self) -> int:
+        return len(self._kept) - 1 - self._ahead
+
     def get_idx(self) -> int:
-        return self._idx + self._base
+        return self._base + len(self._kept) - 1 - self._ahead
 
     def set_idx(self, idx: int, force: bool = False) -> None:
-        self._idx = idx - self._base
+        ahead = self._base + len(self._kept) - 1 - idx
+        self._skew += ahead - self._ahead  # the length stays
+        self._ahead = ahead
 
     idx = property(get_idx, set_idx)
+
+    @property
+    def lencount(self) -> int:
+        """The length, which is below 0 for a line that was rewound too far."""
+        return self._base + len(self._kept) - self._ahead + self._skew
+
+    @lencount.setter
+    def lencount(self, length: int) -> None:
+        self._skew += length - self.lencount
 
     @property
     def array(self) -> Values:
@@ -114,9 +133,12 @@ class KeptLine(LineBuffer):
 
     @array.setter
     def array(self, values: Any) -> None:
+        index, length = self.get_idx(), self.lencount
         self._drop_blocks()
-        self._kept = values
+        self._kept[:] = array("d", values)
         self._base = 0
+        self.set_idx(index)
+        self.lencount = length
 
     def buflen(self) -> int:
         return self._base + len(self._kept) - int(self.extension)
@@ -133,11 +155,12 @@ class KeptLine(LineBuffer):
     def home(self) -> None:
         if self._base:
             self._recall(0)
-        self._idx = -1
-        self.lencount = 0
+        self._ahead = len(self._kept)
+        self._skew = 0
 
     def extend(self, value: float = _NAN, size: int = 0) -> None:
         self.extension += size
+        self._ahead += size
         for _ in range(size):
             self._kept.append(value)
 
@@ -175,7 +198,7 @@ class KeptLine(LineBuffer):
     def _let_go(self) -> None:
         size = self._archive.block_values
         limit = self._keep + size + self._shift
-        while self._idx >= limit:
+        while self._idx >= limit and self._ahead >= 0:  # not while the index is set behind the newest value
             if self._archive.keeps:
                 slot = self._archive.put(self._kept[:size], self)
                 if slot is None:
@@ -183,7 +206,6 @@ class KeptLine(LineBuffer):
                     return
                 self._blocks.append(slot)
             del self._kept[:size]
-            self._idx -= size
             self._base += size
         self._limit = limit
 
@@ -241,7 +263,6 @@ class KeptLine(LineBuffer):
         for part in parts:
             whole.extend(part)
         self._kept[0:0] = whole
-        self._idx += blocks * size
         self._base -= blocks * size
         for slot in wanted:
             self._blocks.pop()
@@ -295,8 +316,7 @@ for _name in (*_ALONE, "tm_lt", "tm_le", "tm_eq", "tm_gt", "tm_ge", "tm2dtime", 
     setattr(KeptLine, _name, _look_at_time(_name))
 
 # Methods of `LineBuffer` that look at its array or index. A line whose class has its own of one stays as it is.
-_COMMON = (name for name in vars(KeptLine) if isinstance(vars(LineBuffer).get(name), FunctionType | property))
-REPLACED = (*_COMMON, "__len__")
+REPLACED = tuple(name for name in vars(KeptLine) if isinstance(vars(LineBuffer).get(name), FunctionType | property))
 
 
 def can_keep(line: Any) -> bool:
@@ -321,17 +341,24 @@ def keep(
             `WHOLE` when its array was taken.
         number: lines with different ones let go at different moments.
     """
-    held = line.__dict__.pop("array")
+    held, index, length = (line.__dict__.pop(name) for name in ("array", "_idx", "lencount"))
     kind: Any = type(line)
     line.__class__ = _kept_class(kind)
+    others = dict(line.__dict__)
+    # What runs with every bar comes first: with thousands of lines it matters that what is looked up together lies
+    # together in memory.
+    line.__dict__.clear()
     line._kept = held
     line._base = 0
+    line._ahead = len(held) - 1 - index
+    line._skew = length - (index + 1)
     line._blocks = deque()
     line._archive = archive
     line._keep = values
     line._shift = number * 37 % archive.block_values
     line._limit = WHOLE if values == WHOLE else values + archive.block_values + line._shift
     line._heard = heard
+    line.__dict__.update(others)
     kept: KeptLine = line
     return kept
 
@@ -345,6 +372,16 @@ def _kept_class(kind: Any) -> type[Any]:
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__, "_plain": kind}
     made: type[Any] = make(kind.__name__, (KeptLine, kind), names)
     return made
+
+
+def make_room(lines: Iterable[KeptLine]) -> int:
+    """Let go of what lines hold beyond their bounds; return how many more values fit until one of them is full."""
+    room = WHOLE
+    for line in lines:
+        if line._idx >= line._limit:
+            line._let_go()
+        room = min(room, line._limit - line._idx)
+    return room
 
 
 def plain_class(line: Any) -> type[Any]:

@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import backtrader as bt
-from backtrader.utils.date import num2date
 
 from dry_work.broker.flight import NO_FLIGHT, STOP, Flight
 from dry_work.engine.bounds import LOOK_EVERY, trim_strategies
+from dry_work.engine.expirations import Expirations
 from dry_work.engine.lookback import LookBack
-from dry_work.engine.quick_feed import PlainFeed, QuickFeed, can_be_quick
+from dry_work.engine.movement import Movement
 from dry_work.engine.step import StrategyStep
 from dry_work.errors import ConfigError, FeedError
-from dry_work.feeds.base import KnownTime, LiveClone, LiveFeed
 from dry_work.market.completeness import CompletenessTally, SymbolCompleteness
 from dry_work.market.market_state import DataHealth, MarketState, SymbolTrading
-from dry_work.market.messages import Bar, BarNote, News, PriceBands, Slice, TradingStatus
+from dry_work.market.messages import BarNote, News, PriceBands, Slice, TradingStatus
 from dry_work.ports import MarketSource, SourceEvent, SourceFailed, SourceStatus
 from dry_work.wakeup import Wakeup
 
@@ -105,20 +104,23 @@ class LiveCerebro(bt.Cerebro):
         self._connected = True
         self._had_turn = False  # the strategies, with the slice at hand
         self._swallowed_nextstart: set[int] = set()
-        self._stirred: dict[int, Any] = {}  # datas that may have changed since the strategies' last turn
         self._steps: list[StrategyStep] = []
-        self._movers: dict[int, QuickFeed | PlainFeed] = {}
+        self._movement = Movement(())  # of its datas, once it runs
         self._notices: list[Any] | None = None
-        self._slice_time = 0.0
         self.bars: Counter[str] = Counter()  # live bars delivered, by symbol
         self.warmup_bars: Counter[str] = Counter()
         self.filled_bars: Counter[str] = Counter()  # from history, after the warm-up
         self.completeness = CompletenessTally(())  # of the symbols of its feeds, once it runs
         self.market = MarketState()  # of the same
-        self.late_bars = 0  # bars that came behind their symbol's last one and were left out
+        self._expirations = Expirations(())  # of the same
         self.slices = 0
         self.step_began_ns = 0  # when the slice at hand was taken, by the machine's clock
         self.end_of_data = False
+
+    @property
+    def late_bars(self) -> int:
+        """Bars that came behind their symbol's last one and were left out."""
+        return self._movement.late_bars
 
     def runstop(self) -> None:
         """End the run as soon as possible; from any thread or signal handler."""
@@ -213,30 +215,17 @@ class LiveCerebro(bt.Cerebro):
         return self._flight.read(STOP, bool(self._event_stop))
 
     def _prepare(self, runstrats: list[Any]) -> None:
-        datas = sorted(self.datas, key=lambda data: (data._timeframe, data._compression))
-        self._feeds: dict[str, list[LiveFeed]] = {}
-        for data in datas:
-            if isinstance(data, LiveFeed):
-                self._feeds.setdefault(data.symbol, []).append(data)
-                data.engine_driven = True
-            elif not isinstance(data, LiveClone):
-                raise ConfigError(
-                    f"{type(data).__name__} is no live feed: the live engine takes LiveFeed and its clones"
-                )
-        self.completeness = CompletenessTally(self._feeds)
+        self._look_back.follow(self.datas, runstrats)
+        self._movement = Movement(self.datas)
+        self._feeds = self._movement.feeds
+        self.completeness = CompletenessTally(self._feeds, loads_hours=not self._lockstep)
         self.market = MarketState(tuple(self._feeds))
-        for data in datas:
+        self._expirations = Expirations(self._feeds)
+        for data in self.datas:
             data.completeness = SymbolCompleteness(self.completeness, data.symbol)
             data.trading = SymbolTrading(self.market, data.symbol)
-        self._sorted_datas = datas
-        # A feed that is resampled in place gives a bar also when none of its own arrived, so it is always looked at.
-        self._derived = [data for data in datas if isinstance(data, LiveClone) or data.resampling]
-        self._rank = {id(data): rank for rank, data in enumerate(datas)}
         self._live = False
         self._swallowed_nextstart.clear()
-        self._stirred.clear()
-        self._look_back.follow(self.datas, runstrats)
-        self._movers = {id(data): QuickFeed(data) if can_be_quick(data) else PlainFeed(data) for data in datas}
         self._steps = [StrategyStep(strat) for strat in runstrats]
         stock = bt.DataBase.get_notifications
         usual = all(type(data).get_notifications is stock for data in self.datas)
@@ -283,6 +272,9 @@ class LiveCerebro(bt.Cerebro):
             self._live = True
             self._put_status(bt.DataBase.LIVE)
         self._broker.slice_end_ns = piece.end_ns
+        for symbol in self._expirations.take(piece.end_ns):
+            self.market.note_silence(symbol, "the contract has ended")
+            self._put_symbol_status(symbol, connected=False, detail="the contract has ended")
         self._storenotify()
         if self._is_stopped():
             return
@@ -298,16 +290,33 @@ class LiveCerebro(bt.Cerebro):
         if self._is_stopped():
             return
         if moved:
-            self._check_timers(runstrats, self._slice_time, cheat=True)
+            self._check_timers(runstrats, self._movement.time, cheat=True)
         self._brokernotify()
         if self._is_stopped() or not moved:
             return
         self._deliver(runstrats)
+        while self._movement.holds_bars() and not self._is_stopped() and self._move_on():
+            self._check_timers(runstrats, self._movement.time, cheat=True)
+            if not self._lockstep:  # there what is told of orders comes with slices only
+                self._brokernotify()
+            if self._is_stopped():
+                return
+            self._deliver(runstrats)
+
+    def _move(self, piece: Slice, counts: Counter[str], *, is_whole: bool) -> bool:
+        moved = self._movement.move(piece.bars, counts, is_whole=is_whole)
+        self._dtmaster, self._udtmaster = self._movement.moments
+        return moved
+
+    def _move_on(self) -> bool:
+        moved = self._movement.move_on()
+        self._dtmaster, self._udtmaster = self._movement.moments
+        return moved
 
     def _deliver(self, runstrats: list[Any]) -> None:
         self._had_turn = True
-        self._check_timers(runstrats, self._slice_time, cheat=False)
-        stirred = self._take_stirred()
+        self._check_timers(runstrats, self._movement.time, cheat=False)
+        stirred = self._movement.take_stirred()
         for strat, step in zip(runstrats, self._steps, strict=True):
             if id(strat) in self._swallowed_nextstart:
                 # Its minimum period ended during the warm-up, so Backtrader will not call `nextstart` any more.
@@ -318,98 +327,25 @@ class LiveCerebro(bt.Cerebro):
                 return
             self._next_writers(runstrats)
 
-    def _take_stirred(self) -> list[Any]:
-        stirred = list(self._stirred.values())
-        self._stirred.clear()
-        return stirred
-
     def _datanotify(self) -> None:
         # Asking each of some hundred datas takes longer than all the rest of a slice.
         if self._notices is None or any(self._notices):
             super()._datanotify()
 
-    def _offer(self, bars: Iterable[Bar], counts: Counter[str]) -> list[Any]:
-        touched: list[Any] = []
-        for bar in bars:
-            for feed in self._feeds.get(bar.symbol, ()):
-                if feed.offer(bar):
-                    touched.append(feed)
-                    counts[bar.symbol] += 1
-                else:
-                    self.late_bars += 1
-        return touched
-
-    def _move(self, piece: Slice, counts: Counter[str], *, is_whole: bool) -> bool:
-        """Move the feeds of the slice and what follows from them; tell whether any data has a new bar.
-
-        Args:
-            is_whole: no bar of the slice's time is still to come. Without it a symbol that brought none may bring it
-                late, so that what is resampled from it is known only up to the bar before.
-        """
-        touched = self._offer(piece.bars, counts)
-        if not touched:
-            return False
-        if self._derived:
-            merged = {id(data): data for data in (*touched, *self._derived)}
-            datas = sorted(merged.values(), key=lambda data: self._rank[id(data)])
-        else:
-            datas = touched
-        for data in datas:
-            self._stirred[id(data)] = data
-        movers = [self._movers[id(data)] for data in datas]
-        results = [mover.move() for mover in movers]
-        times: list[Any] = [mover.time if result else None for mover, result in zip(movers, results, strict=True)]
-        if not any(results):
-            return False  # all went into bars that are not complete
-        # The slice's time is that of its newest bar. Late bars in it keep their own, earlier time.
-        if not self._derived and all(results):
-            slice_time = max(times)
-            master = datas[times.index(slice_time)]
-        else:
-            masters = [
-                (at, -rank) for rank, at in enumerate(times) if at is not None and not _is_resampled(datas[rank])
-            ]
-            if not masters:
-                masters = [(at, -rank) for rank, at in enumerate(times) if at is not None]
-            slice_time, rank = max(masters)
-            master = datas[-rank]
-        self._slice_time = slice_time
-        self._dtmaster = master.num2date(slice_time)
-        self._udtmaster = num2date(slice_time)
-        known: Any = master if is_whole else KnownTime(master, slice_time)
-        known_time = self._udtmaster if is_whole else num2date(known.datetime[0])
-        for index, data in enumerate(datas):
-            if not results[index]:
-                data.market_time = known_time
-                data._check(forcedata=known)
-                if data.next(datamaster=master, ticks=False):
-                    times[index] = data.datetime[0]
-        for data, mover, at in zip(datas, movers, times, strict=True):
-            if at is None:
-                continue
-            if at > slice_time:
-                data.rewind()
-            elif not data.replaying:
-                mover.fill_ticks()
-        return True
-
     def _finish(self, runstrats: list[Any]) -> None:
         """Deliver what resamplers still hold, as stock Backtrader does at the end of its data."""
-        for feeds in self._feeds.values():
-            for feed in feeds:
-                feed.finish()
-        datas = self._sorted_datas
-        last = datas[0]._last()
-        for data in datas[1:]:
-            last += data._last(datamaster=datas[0])
-        self._stirred.update((id(data), data) for data in datas)
-        if last:
-            self._datanotify()
-            self._check_timers(runstrats, self._slice_time, cheat=True)
-            self._brokernotify()
-            self._deliver(runstrats)
+        while self._movement.finish_sources():
+            self._deliver_last(runstrats)
+        if self._movement.finish():
+            self._deliver_last(runstrats)
         self._datanotify()
         self._storenotify()
+
+    def _deliver_last(self, runstrats: list[Any]) -> None:
+        self._datanotify()
+        self._check_timers(runstrats, self._movement.time, cheat=True)
+        self._brokernotify()
+        self._deliver(runstrats)
 
     # Warm-up
 
@@ -422,12 +358,13 @@ class LiveCerebro(bt.Cerebro):
 
     def _warm(self, piece: Slice, runstrats: list[Any], counts: Counter[str]) -> None:
         self._look_back.after_slice()
-        if not self._move(piece, counts, is_whole=True):
-            return
-        stirred = self._take_stirred()
-        for strat, step in zip(runstrats, self._steps, strict=True):
-            if step.warm(stirred):
-                self._swallowed_nextstart.add(id(strat))
+        moved = self._move(piece, counts, is_whole=True)
+        while moved:
+            stirred = self._movement.take_stirred()
+            for strat, step in zip(runstrats, self._steps, strict=True):
+                if step.warm(stirred):
+                    self._swallowed_nextstart.add(id(strat))
+            moved = self._move_on()
 
     # Statuses and news
 
@@ -493,7 +430,3 @@ def _nextstart_once(strat: Any) -> Callable[[], None]:
         strat.nextstart()
 
     return nextstart
-
-
-def _is_resampled(data: Any) -> bool:
-    return bool(data.resampling and not data.replaying)

@@ -8,13 +8,16 @@ have nothing to say; any other feed, and any feed at a moment when they have, is
 from __future__ import annotations
 
 import math
+from collections import deque
 from functools import lru_cache
 from typing import Any
 
 import backtrader as bt
 
-from dry_work.engine.kept_line import KeptLine
-from dry_work.feeds.base import LiveFeed, line_time
+from dry_work.engine.kept_line import KeptLine, make_room
+from dry_work.feeds.base import LiveFeed
+from dry_work.feeds.line_time import line_time
+from dry_work.market.messages import Bar
 
 _NAN = math.nan
 _ORDER = ("close", "low", "high", "open", "volume", "openinterest", "datetime")  # of Backtrader's lines
@@ -25,6 +28,8 @@ _METHODS = (
     "_load",
     "_fromstack",
     "_tick_fill",
+    "_tick_nullify",
+    "offer",
     "_write",
     "_write_extra",
     "__len__",
@@ -76,48 +81,67 @@ class QuickFeed:
         feed: one that `can_be_quick` has said yes to.
     """
 
+    # What runs with every bar is held here, each a step away: with hundreds of feeds most of the time is spent on
+    # waiting for memory, and Backtrader's objects are large.
+    __slots__ = (
+        *("_appends", "_extra", "_first", "_further", "_held", "_lines"),
+        *("_offered", "_room", "_stack", "_stash", "feed", "time"),
+    )
+
     def __init__(self, feed: Any) -> None:
-        self._feed = feed
-        self._lines: list[Any] = list(feed.lines.lines)
-        self._extra: dict[str, KeptLine] = self._find_extra()
-        self._more = (_NAN,) * (len(self._lines) - len(_ORDER))
+        self.feed = feed
+        self._offered: deque[Bar] = feed._offered
+        self._stack: deque[Any] = feed._barstack
+        self._stash: deque[Any] = feed._barstash
+        self._held: list[Any] = feed.lines.lines
+        self._room = 0  # values that fit into every line
         self.time = _NAN  # of the newest bar, as a line holds it
+        self._hold_lines()
+
+    def take(self, bar: Bar) -> bool:
+        """Do what `feed.offer(bar)`, `move` and `fill_ticks` do; tell whether the feed has taken the bar."""
+        feed = self.feed
+        if self._offered or bar.ts_event_ns + bar.length_ns <= feed.last_end_ns or self._is_odd():
+            if not feed.offer(bar):
+                return False
+            self.move()
+        else:
+            self._put(bar)
+        feed._ticks_due = True
+        return True
 
     def move(self) -> Any:
         """Do what `feed.next(ticks=False)` does, and return what that returns."""
-        feed = self._feed
-        offered = feed._offered
-        lines = self._lines
-        first = lines[0]
-        if (
-            feed._barstack
-            or feed._barstash
-            or not offered
-            or len(lines) != len(feed.lines.lines)
-            or first.lencount < first._base + len(first._kept)
-        ):
+        if not self._offered or self._is_odd():
             return self._move_slowly()
-        bar = offered.popleft()
-        self.time = _slice_time(bar.end_ns)
-        for line, value in zip(
-            lines,
-            (
-                bar.close,
-                bar.low,
-                bar.high,
-                bar.open,
-                bar.volume,
-                0.0,
-                self.time,
-                *self._more,
-            ),
-            strict=True,
-        ):
-            line._kept.append(value)
-            line.lencount += 1
-            line._idx += 1
-            if line._idx >= line._limit:
-                line._let_go()
+        self._put(self._offered.popleft())
+        return True
+
+    def fill_ticks(self) -> None:
+        """Do what `feed._tick_fill(force=True)` does, or let the feed do it when it is asked for them."""
+        self.feed._ticks_due = True
+
+    def _is_odd(self) -> bool:
+        return bool(
+            self._stack
+            or self._stash
+            or len(self._held) != len(self._lines)  # it has a line that it had not
+            or self._first._ahead  # it was rewound
+        )
+
+    def _put(self, bar: Bar) -> None:
+        end_ns = bar.ts_event_ns + bar.length_ns
+        self.time = time = _slice_time(end_ns)
+        close, low, high, opening, volume, interest, moment = self._appends
+        close(bar.close)
+        low(bar.low)
+        high(bar.high)
+        opening(bar.open)
+        volume(bar.volume)
+        interest(0.0)
+        moment(time)
+        for append in self._further:
+            append(_NAN)
         if bar.vwap is not None:
             self._write("vwap", bar.vwap)
         if bar.trade_count is not None:
@@ -125,41 +149,39 @@ class QuickFeed:
         if bar.extra:
             for name, value in bar.extra.items():
                 self._write(name, value)
-        feed.last_end_ns = bar.end_ns
+        self._room -= 1
+        if self._room <= 0:
+            self._room = make_room(self._lines)
+        feed = self.feed
+        feed.last_end_ns = end_ns
         feed.bars_delivered += 1
-        return True
-
-    def fill_ticks(self) -> None:
-        """Do what `feed._tick_fill(force=True)` does."""
-        close, low, high, opening, volume, interest = self._lines[:6]
-        ticks = self._feed.__dict__
-        ticks["tick_close"] = ticks["tick_last"] = close._kept[close._idx]
-        ticks["tick_low"] = low._kept[low._idx]
-        ticks["tick_high"] = high._kept[high._idx]
-        ticks["tick_open"] = opening._kept[opening._idx]
-        ticks["tick_volume"] = volume._kept[volume._idx]
-        ticks["tick_openinterest"] = interest._kept[interest._idx]
 
     def _write(self, name: str, value: float) -> None:
-        line = self._extra.get(name)
-        if line is None:
-            self._feed._write_extra(name, value)
+        values = self._extra.get(name)
+        if values is None:
+            self.feed._write_extra(name, value)
         elif math.isfinite(value):
-            line._kept[line._idx] = value
+            values[-1] = value
 
     def _move_slowly(self) -> Any:
-        feed = self._feed
+        feed = self.feed
         result = feed.next(ticks=False)
-        if len(self._lines) != len(feed.lines.lines) and all(type(line) is KeptLine for line in feed.lines.lines):
-            self.__init__(feed)  # type: ignore[misc]  # the feed has lines that it had not
+        if len(self._lines) != len(self._held) and all(type(line) is KeptLine for line in self._held):
+            self._hold_lines()
+        self._room = 0
         if result:
             self.time = feed.lines.datetime[0]
         return result
 
-    def _find_extra(self) -> dict[str, KeptLine]:
+    def _hold_lines(self) -> None:
+        self._lines: list[Any] = list(self._held)
+        self._first = self._lines[0]
         own = set(map(id, self._lines))
-        found = {name: getattr(self._feed.lines, name) for name in self._feed.extra_names}
-        return {name: line for name, line in found.items() if id(line) in own}
+        found = {name: getattr(self.feed.lines, name) for name in self.feed.extra_names}
+        self._extra = {name: line._kept for name, line in found.items() if id(line) in own}
+        appends = tuple(line._kept.append for line in self._lines)
+        self._appends, self._further = appends[: len(_ORDER)], appends[len(_ORDER) :]
+        self._room = 0
 
 
 assert tuple(bt.DataBase.lines._getlines()) == _ORDER

@@ -232,12 +232,13 @@ def check_market_data(subject: Subject) -> Iterator[Finding]:
         return  # told with the account
     symbols = _list_symbols(subject) or ["SPY"]
     feed = subject.variable("ALPACA_FEED") or "iex"
+    option_feed = subject.variable("ALPACA_OPTION_FEED") or ("opra" if subject.live else "indicative")
     with Web(keys, url, timeout_s=subject.timeout_s, basic=bool(subject.account_id)) as web:
-        for name, path, query in build_data_requests(symbols, url=url, feed=feed):
+        for name, path, query in build_data_requests(symbols, url=url, feed=feed, option_feed=option_feed):
             try:
                 answer = web.get(path, **query)
                 found = describe_entitlement(answer, name, query["symbols"])
-                if _is_not_subscribed(answer) and feed != "iex" and "feed" in query:
+                if _is_not_subscribed(answer) and feed != "iex" and query.get("feed") == feed:
                     found = _try_iex(web, path, query, found)
                 yield found
             except requests.RequestException as error:
@@ -245,7 +246,9 @@ def check_market_data(subject: Subject) -> Iterator[Finding]:
                 return
 
 
-def build_data_requests(symbols: Sequence[str], *, url: str, feed: str) -> list[tuple[str, str, dict[str, str]]]:
+def build_data_requests(
+    symbols: Sequence[str], *, url: str, feed: str, option_feed: str = "indicative"
+) -> list[tuple[str, str, dict[str, str]]]:
     """Return (name of the data, path, query) of the requests that show whether there is market data for `symbols`.
 
     At Alpaca the newest bars are asked for, since old ones of every feed can be read without a subscription.
@@ -258,6 +261,12 @@ def build_data_requests(symbols: Sequence[str], *, url: str, feed: str) -> list[
     if stocks:
         path = "/v2/stocks/bars/latest" if latest else "/v2/stocks/bars"
         wanted.append((f"stock bars ({feed})", path, {"symbols": stocks[0], "feed": feed, **history}))
+    contracts = [symbol for symbol in symbols if is_option(symbol)]
+    if contracts:
+        # Of options there are no newest bars; what may be read shows with the newest trades.
+        path = "/v1beta1/options/trades/latest" if latest else "/v1beta1/options/bars"
+        asked = {"feed": option_feed} if latest else history
+        wanted.append((f"options ({option_feed})", path, {"symbols": contracts[0], **asked}))
     if crypto:
         path = "/v1beta3/crypto/us/latest/bars" if latest else "/v1beta3/crypto/us/bars"
         wanted.append(("crypto bars", path, {"symbols": crypto[0], **history}))
@@ -273,6 +282,9 @@ def describe_entitlement(answer: requests.Response, name: str, symbol: str = "")
     text = f"HTTP {answer.status_code}, {reason[:200]}"
     if answer.status_code in (401, 403) and not _is_not_subscribed(answer):
         return failed(name, f"the credentials are refused ({text})", "see what is said of the account")
+    if answer.status_code == 403 and name.startswith("options"):
+        remedy = "set ALPACA_OPTION_FEED=indicative, which needs no subscription, or subscribe at Alpaca"
+        return failed(name, text, remedy)
     if answer.status_code == 403:
         return failed(name, text, "set ALPACA_FEED=iex, which needs no subscription, or subscribe at Alpaca")
     if answer.status_code in (400, 422):

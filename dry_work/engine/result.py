@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dry_work.clock import DAY_NS
 from dry_work.market.completeness import Completeness
-from dry_work.market.symbols import is_crypto
+from dry_work.market.symbols import contract_size, is_crypto
 
 TRADING_DAYS_A_YEAR = 252
 CRYPTO_DAYS_A_YEAR = 365
@@ -167,6 +167,11 @@ def daily_returns(start: float, curve: EquityCurve) -> npt.NDArray[np.float64]:
     return np.asarray(after[before > 0] / before[before > 0] - 1, dtype=np.float64)
 
 
+def fill_value(fill: Mapping[str, Any]) -> float:
+    """Return what was paid in a fill: quantity times price, of options times 100."""
+    return float(fill["qty"]) * float(fill["price"]) * contract_size(str(fill["symbol"]))
+
+
 def build_tables(result: RunResult, *, shown_fills: int = 8) -> list[Table | str]:
     """Return what is printed for people: tables and lines."""
     summary = Table(show_header=False, box=None, pad_edge=False)
@@ -196,7 +201,7 @@ def build_tables(result: RunResult, *, shown_fills: int = 8) -> list[Table | str
         by_symbol.add_column(name, justify="right")
     for symbol in result.symbols:
         fills = [fill for fill in result.fills if fill["symbol"] == symbol]
-        spent = {side: sum(f["qty"] * f["price"] for f in fills if f["side"] == side) for side in ("buy", "sell")}
+        spent = {side: sum(fill_value(f) for f in fills if f["side"] == side) for side in ("buy", "sell")}
         by_symbol.add_row(
             symbol,
             f"{result.bars.get(symbol, 0):,}",

@@ -14,11 +14,10 @@ from typing import Any
 
 import backtrader as bt
 from backtrader.lineiterator import LineIterator
-from backtrader.resamplerfilter import Resampler
 
 from dry_work.engine.idempotence import find_sources
 from dry_work.engine.quick_indicators import Turn, quicken
-from dry_work.feeds.base import SessionResampler
+from dry_work.feeds.resamplers import settles_by_length
 
 _REPLACED = ("_next", "_clk_update", "_getminperstatus")
 
@@ -47,10 +46,11 @@ class StrategyStep:
         self._lagging = any(strat._dlens)
         self._lengths: list[int] = strat._dlens  # read by nobody else while the strategy runs
         self._times = [data.lines.datetime[0] if len(data) else -math.inf for data in self._datas]
-        self._settled = [_changes_by_length(data) for data in self._datas]
+        self._settled = [settles_by_length(data) for data in self._datas]
         self._firsts = [data.lines.lines[0] for data in self._datas]  # a data is as long as its first line
         self._clocks = [data.lines.datetime for data in self._datas]
-        self._indicators: list[tuple[Any, Turn]] | None = None  # as planned, None before the first turn
+        # As planned, None before the first turn: the attributes of each and its turn.
+        self._indicators: list[tuple[dict[str, Any], Turn]] | None = None
         self._made_in_time = 0
         self._always: set[int] = set()
         self._by_data: list[set[int]] = []
@@ -99,7 +99,7 @@ class StrategyStep:
         grown = False
         for data in stirred:
             index = self._index[id(data)]
-            length = self._firsts[index].lencount
+            length = len(self._firsts[index])
             if length != lengths[index] or not self._settled[index]:
                 changed.append(index)
                 grown = grown or length > lengths[index]
@@ -109,14 +109,14 @@ class StrategyStep:
         if grown:
             strat.forward()
         strat.lines.datetime[0] = max(self._times)
-        for indicator, turn in self._choose_indicators(changed):
-            if "_next" in indicator.__dict__:  # somebody looks on
-                indicator._next()
+        for own, turn in self._choose_indicators(changed):
+            if "_next" in own:  # somebody looks on
+                own["_next"]()
             else:
                 turn()
 
-    def _choose_indicators(self, changed: list[int]) -> list[tuple[Any, Turn]]:
-        """Return the indicators that have something to calculate, in Backtrader's order, and how it is done."""
+    def _choose_indicators(self, changed: list[int]) -> list[tuple[dict[str, Any], Turn]]:
+        """Return own attributes of the indicators that have something to calculate, in Backtrader's order, and how."""
         current: list[Any] = self._strat._lineiterators[LineIterator.IndType]
         planned = self._indicators
         if planned is None or len(current) != len(planned):  # the first turn, or the strategy made one while it ran
@@ -126,10 +126,10 @@ class StrategyStep:
         chosen = self._always.union(*(self._by_data[index] for index in changed))
         return [planned[number] for number in sorted(chosen)]
 
-    def _plan(self, indicators: list[Any]) -> list[tuple[Any, Turn]]:
+    def _plan(self, indicators: list[Any]) -> list[tuple[dict[str, Any], Turn]]:
         if self._indicators is None:
             self._made_in_time = len(indicators)
-        self._indicators = [(indicator, quicken(indicator) or indicator._next) for indicator in indicators]
+        self._indicators = [(vars(indicator), quicken(indicator) or indicator._next) for indicator in indicators]
         self._always = set()
         self._by_data = [set() for _ in self._datas]
         for number, sources in enumerate(find_sources(indicators)):
@@ -146,11 +146,3 @@ class StrategyStep:
         status: int = max(map(operator.sub, strat._minperiods, self._lengths))
         strat._minperstatus = status
         return status
-
-
-def _changes_by_length(data: Any) -> bool:
-    """Tell whether a bar of `data`, once there, stays as it is until the next one makes the data longer.
-
-    It does unless bars are replayed, or rewritten by a filter that is none of Backtrader's resamplers.
-    """
-    return not data.replaying and all(type(each[0]) in (Resampler, SessionResampler) for each in data._filters)

@@ -202,10 +202,11 @@ class FundsCheck:
         copy = self._copies.setdefault(symbol, _FloatPosition(held.size, held.price))
         closed, opened = copy.split(size)
         copy.update(size, price)
+        units = float(contract_size(symbol))
         if closed:
-            self._cash += -closed * price
+            self._cash += -closed * price * units
         if opened:
-            self._cash -= opened * price
+            self._cash -= opened * price * units
         return self._cash >= 0.0
 
 
@@ -250,21 +251,22 @@ class BacktraderAccount(Account):
         refused = not self._execute_float(symbol, float(change), float(price)) and bool(opened)
         executed = closed if refused else change
         if executed:
-            self.book(symbol, executed, price, EXACT.multiply(executed.copy_negate(), price))
+            value = EXACT.multiply(EXACT.multiply(executed, price), contract_size(symbol))
+            self.book(symbol, executed, price, value.copy_negate())
         return executed, refused
 
     def _execute_float(self, symbol: str, size: float, price: float) -> bool:
         """Book in floats what can be paid; tell whether all of it could."""
         position = self._float_positions.setdefault(symbol, _FloatPosition())
         closed, opened = position.split(size)
-        cash = self._float_cash
+        cash, units = self._float_cash, float(contract_size(symbol))
         if closed:
             # the value at the entry price plus the profit: not the same float as size times price
-            cash += -closed * position.price + -closed * (price - position.price)
+            cash += -closed * position.price * units + -closed * (price - position.price) * units
             self._float_cash = cash
         is_paid = True
         if opened:
-            cash -= opened * price
+            cash -= opened * price * units
             if cash < 0.0:
                 is_paid, opened = False, 0.0
             else:

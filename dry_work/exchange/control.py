@@ -34,7 +34,8 @@ class ControlApi:
         describe: returns the session as `GET /dry-work/v1/session` answers it.
         current: returns the last slice that was opened.
         canonical_symbol: returns the symbol that a spelling names.
-        assets: symbols that are traded here.
+        has_bars: tells whether bars of a symbol are made here.
+        assets: symbols that are recorded.
         resend: sends the open slice again to the sessions that take watermarks.
         tell_revision: sends a corrected bar to the sessions that take them.
     """
@@ -48,6 +49,7 @@ class ControlApi:
         describe: Callable[[], dict[str, Any]],
         current: Callable[[], OpenSlice | None],
         canonical_symbol: Callable[[str], str],
+        has_bars: Callable[[str], bool],
         assets: frozenset[str],
         resend: Callable[[], None],
         tell_revision: Callable[[Bar], None],
@@ -57,6 +59,7 @@ class ControlApi:
         self._describe = describe
         self._current = current
         self._canonical_symbol = canonical_symbol
+        self._has_bars = has_bars
         self._assets = assets
         self._execute = execute
         self._resend = resend
@@ -84,7 +87,7 @@ class ControlApi:
         symbols = []
         for text in texts:
             symbol = self._canonical_symbol(text)
-            if symbol not in self._assets:
+            if not self._has_bars(symbol):
                 raise RefusedError(422, CODE_VALIDATION, f"asset not found for {text[:40]}")
             symbols.append(symbol)
         resume = body.get("resume", False)

@@ -6,15 +6,16 @@ Sessions for options speak MessagePack alone. Their quotes are subscribed by nam
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from dry_work.clock import Clock
 from dry_work.errors import CodecError
+from dry_work.exchange.account import is_contract
 from dry_work.exchange.connections import ConnectionSlots
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.fault_hooks import StreamFaults
@@ -23,7 +24,7 @@ from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.socket_session import CLOSE_TIMEOUT_S, QUEUE_LIMIT_BYTES, SocketSession, is_clean_close
 from dry_work.exchange.tape import Tick
 from dry_work.market.messages import Bar
-from dry_work.market.symbols import is_crypto, is_option, is_symbol
+from dry_work.market.symbols import is_crypto, is_symbol
 from dry_work.wire.alpaca_stream import (
     CRYPTO_CHANNELS,
     IMPLIED_CHANNELS,
@@ -105,7 +106,45 @@ class _DataSession:
 
     def wants(self, channel: str, symbol: str) -> bool:
         symbols = self.channels.get(channel, set())
-        return bool(symbols) and is_crypto(symbol) == self.is_crypto and (symbol in symbols or ALL in symbols)
+        return bool(symbols) and self.has(symbol) and (symbol in symbols or ALL in symbols)
+
+    def has(self, symbol: str) -> bool:
+        """Tell whether the feed is that of a symbol."""
+        return is_crypto(symbol) == self.is_crypto and is_contract(symbol) == self.is_option
+
+
+class OptionSource(Protocol):
+    """The prices of contracts."""
+
+    def slice_items(self, symbol: str, end_ns: int) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Return what the bar that ends at a time brings, by channel."""
+
+    def find_active(self, now_ns: int) -> Iterable[str]:
+        """Return the contracts whose trades are told to who asks for all."""
+
+
+class _SliceOptions:
+    """What a slice brings of contracts, found once for all sessions."""
+
+    def __init__(self, source: OptionSource, end_ns: int, wanted: frozenset[str]) -> None:
+        self._source = source
+        self._end_ns = end_ns
+        self._wanted = wanted
+        self._known: dict[str, Mapping[str, Sequence[Mapping[str, Any]]]] = {}
+        self._active: frozenset[str] | None = None
+
+    def find(self, channels: Mapping[str, set[str]]) -> Iterator[Mapping[str, Any]]:
+        """Yield the items of the contracts in a session's channels."""
+        for channel in OPTION_CHANNELS:
+            symbols: Iterable[str] = channels[channel]
+            if ALL in symbols:
+                if self._active is None:
+                    self._active = self._wanted.union(self._source.find_active(self._end_ns))
+                symbols = self._active.union(symbols) - {ALL}
+            for symbol in sorted(symbols):
+                if symbol not in self._known:
+                    self._known[symbol] = self._source.slice_items(symbol, self._end_ns)
+                yield from self._known[symbol].get(channel, ())
 
 
 class DataSockets:
@@ -137,6 +176,8 @@ class DataSockets:
         self._on_change = on_change
         self._faults = StreamFaults(faults, "data")
         self._sessions: set[_DataSession] = set()
+        self._options: OptionSource | None = None
+        self._wanted: frozenset[str] = frozenset()  # contracts that the market waits for: `*` has them too
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Serve the endpoints of all feeds."""
@@ -155,8 +196,9 @@ class DataSockets:
     def publish(self, current: OpenSlice) -> None:
         """Send a slice to every session: its bars in one array, and the watermark to those that take it."""
         encoded: dict[tuple[StreamCodec, str, int], bytes] = {}
+        options = None if self._options is None else _SliceOptions(self._options, current.end_ns, self._wanted)
         for session in list(self._sessions):
-            self._send_slice(session, current, encoded)
+            self._send_slice(session, current, encoded, options)
 
     def publish_ticks(self, ticks: Sequence[Tick]) -> None:
         """Send trades and quotes to the sessions that want them."""
@@ -175,33 +217,9 @@ class DataSockets:
             for frame in join_items(items, codec):
                 session.out.send(frame)
 
-    def publish_options(
-        self, find_items: Callable[[str], Mapping[str, Mapping[str, Any]]], find_active: Callable[[], Iterable[str]]
-    ) -> None:
-        """Send the last trades and quotes of contracts to the sessions that want them.
-
-        Args:
-            find_items: the contract's items by channel, empty for none.
-            find_active: the contracts whose trades go to who wants all.
-        """
-        sessions = [session for session in self._sessions if session.is_option and any(session.channels.values())]
-        known: dict[str, Mapping[str, Mapping[str, Any]]] = {}
-        active: list[str] | None = None
-        for session in sessions:
-            frames: list[bytes] = []
-            for channel in OPTION_CHANNELS:
-                symbols = session.channels[channel]
-                if ALL in symbols:
-                    active = list(find_active()) if active is None else active
-                    symbols = symbols.union(active) - {ALL}
-                for symbol in sorted(symbols):
-                    if symbol not in known:
-                        known[symbol] = find_items(symbol)
-                    item = known[symbol].get(channel)
-                    if item is not None:
-                        frames.append(encode_item(item, session.codec))
-            for frame in join_items(frames, session.codec):
-                session.out.send(frame)
+    def offer_options(self, options: OptionSource) -> None:
+        """Send the trades and quotes of contracts with each slice, before its watermark."""
+        self._options = options
 
     def wants_news(self) -> bool:
         """Tell whether a session has subscribed to news."""
@@ -230,12 +248,13 @@ class DataSockets:
     def covers(self, symbols: frozenset[str]) -> bool:
         """Tell whether each of these symbols has a session that takes its bars and watermarks."""
         missing = set(symbols)
+        self._wanted = frozenset(filter(is_contract, symbols))
         for session in self._sessions:
             if not missing:
                 break
             if session.takes_watermarks and not session.out.is_closing:
-                bars = session.channels.get("bars", set())
-                missing -= {s for s in missing if is_crypto(s) == session.is_crypto} if ALL in bars else bars
+                heard = session.channels.get("trades" if session.is_option else "bars", set())
+                missing -= {symbol for symbol in missing if session.has(symbol)} if ALL in heard else heard
         return not missing
 
     def close(self) -> None:
@@ -354,10 +373,17 @@ class DataSockets:
         self._on_change()
 
     def _send_slice(
-        self, session: _DataSession, current: OpenSlice, encoded: dict[tuple[StreamCodec, str, int], bytes]
+        self,
+        session: _DataSession,
+        current: OpenSlice,
+        encoded: dict[tuple[StreamCodec, str, int], bytes],
+        options: _SliceOptions | None = None,
     ) -> None:
         codec = session.codec
         items: list[bytes] = []
+        if session.is_option and self._options is not None:
+            options = options or _SliceOptions(self._options, current.end_ns, self._wanted)
+            items += [encode_item(item, codec) for item in options.find(session.channels)]
         for channel in ("bars", "dailyBars"):
             for index, bar in enumerate(current.bars):
                 if not session.wants(channel, bar.symbol):
@@ -388,8 +414,6 @@ def _parse_symbols(session: _DataSession, name: str, value: object) -> set[str]:
     for symbol in symbols - {ALL}:
         if session.feed == NEWS_FEED and is_symbol(symbol):
             continue
-        if session.is_option and not is_option(symbol):
-            raise _StreamError(400)
-        if name == WATERMARKS or not is_symbol(symbol) or is_crypto(symbol) != session.is_crypto:
+        if name == WATERMARKS or not is_symbol(symbol) or not session.has(symbol):
             raise _StreamError(400)
     return symbols

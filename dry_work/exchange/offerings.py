@@ -67,6 +67,7 @@ class OfferedApis:
         self._news = offerings.news
         self._sockets = sockets
         self._told_ns = now_ns()
+        sockets.offer_options(self._market)
         self.options = OptionApi(self._market, credentials=credentials, execute=execute, now_ns=now_ns)
         self._parts = (
             NewsApi(offerings.news, credentials=credentials, now_ns=now_ns, open_session=sockets.handle),
@@ -82,10 +83,7 @@ class OfferedApis:
             part.add_routes(router)
 
     def publish(self, end_ns: int) -> None:
-        """Send what a slice that ended brings to the sessions that want it."""
-        self._sockets.publish_options(
-            lambda symbol: self._find_items(symbol, end_ns), lambda: self._market.find_active(end_ns)
-        )
+        """Send the news of a slice that ended to the sessions that want them."""
         if self._sockets.wants_news():
             self._sockets.publish_news(
                 [article.encode_item() for article in self._news.between(self._told_ns + 1, end_ns)]
@@ -95,8 +93,3 @@ class OfferedApis:
     def skip(self, time_ns: int) -> None:
         """Tell no news from before a time."""
         self._told_ns = time_ns
-
-    def _find_items(self, symbol: str, end_ns: int) -> dict[str, dict[str, Any]]:
-        """Return what has come of a contract since the slice before."""
-        items = self._market.build_items(symbol, end_ns)
-        return {name: item for name, item in items.items() if item["t"].to_unix_nano() > self._told_ns}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.exchange.option_contracts import OptionChains, OptionContract
 from dry_work.exchange.option_prices import derive_bars, price_options, quote_around, to_cents
+from dry_work.exchange.option_trades import split_bars
 from dry_work.exchange.tables import BarTable, MarketTables, Table, aggregate_bars
 from dry_work.exchange.timeframes import MINUTE, NEW_YORK, Timeframe, find_starts
 from dry_work.market.calendar import SessionCalendar
@@ -28,19 +29,18 @@ _ACTIVE = 10  # contracts around the price whose trades `*` stands for
 
 
 class OptionTradeTable:
-    """A trade at the end of each bar, at its close."""
+    """The trades of bars."""
 
     def __init__(self, bars: BarTable, length_ns: int, symbol: str) -> None:
-        self.times = bars.times + length_ns
-        self._bars = bars
+        self.times, self._prices, self._sizes = split_bars(bars.times, bars.columns, length_ns)
         self._symbol = symbol
 
     def encode(self, row: int) -> dict[str, Any]:
-        columns = self._bars.columns
-        item = build_trade(
-            self._symbol, int(self.times[row]), float(columns["close"][row]), float(columns["volume"][row])
-        )
-        return encode_rest_row(item)
+        return encode_rest_row(self.build(row))
+
+    def build(self, row: int) -> dict[str, Any]:
+        """Return a trade as an item of the stream."""
+        return build_trade(self._symbol, int(self.times[row]), float(self._prices[row]), float(self._sizes[row]))
 
 
 class OptionMarket:
@@ -71,14 +71,10 @@ class OptionMarket:
         stock = self._tables.bars(contract.underlying, MINUTE, now_ns)
         if stock is None:
             return None
-        close_ns = self.chains.close_ns(contract)
-        rows = self._find_regular(stock.times) & (stock.times < close_ns)
-        times = stock.times[rows]
-        columns = {name: stock.columns[name][rows] for name in ("open", "high", "low", "close", "volume")}
-        made = derive_bars(contract, times, columns, self._length_ns, close_ns)
+        made = self._derive(contract, stock)
         if timeframe == MINUTE:
-            return BarTable(times, made)
-        return aggregate_bars(find_starts(times, timeframe, NEW_YORK), made)
+            return made
+        return aggregate_bars(find_starts(made.times, timeframe, NEW_YORK), dict(made.columns))
 
     def trades(self, symbol: str, now_ns: int) -> Table | None:
         """Return the trades before a time; None when there is no such contract."""
@@ -88,6 +84,33 @@ class OptionMarket:
                 return recorded
         bars = self.bars(symbol, MINUTE, now_ns)
         return None if bars is None else OptionTradeTable(bars, self._length_ns, symbol)
+
+    def slice_items(self, symbol: str, end_ns: int) -> dict[str, list[dict[str, Any]]]:
+        """Return what the bar that ends at a time brings, by channel: its trades, and the quote behind them."""
+        contract = self.chains.contract(symbol)
+        source = symbol if contract is None or not self.chains.is_synthetic(symbol) else contract.underlying
+        table = None if contract is None else self._tables.bars(source, MINUTE, end_ns)
+        if contract is None or table is None or not len(table.times):
+            return {}
+        last = slice(len(table.times) - 1, None)
+        bars = BarTable(table.times[last], {name: column[last] for name, column in table.columns.items()})
+        if int(bars.times[0]) + self._length_ns != end_ns:
+            return {}
+        if source != symbol:
+            bars = self._derive(contract, bars)
+        if not len(bars.times):
+            return {}
+        trades = OptionTradeTable(bars, self._length_ns, symbol)
+        quote = build_quote(symbol, end_ns, float(bars.columns["close"][0]))
+        return {"trades": [trades.build(row) for row in range(len(trades.times))], "quotes": [quote]}
+
+    def _derive(self, contract: OptionContract, stock: BarTable) -> BarTable:
+        """Return the bars of a synthetic contract, made of its stock's."""
+        close_ns = self.chains.close_ns(contract)
+        rows = self._find_regular(stock.times) & (stock.times < close_ns)
+        times = stock.times[rows]
+        columns = {name: stock.columns[name][rows] for name in ("open", "high", "low", "close", "volume")}
+        return BarTable(times, derive_bars(contract, times, columns, self._length_ns, close_ns))
 
     def last_trade(self, symbol: str, now_ns: int) -> dict[str, Any] | None:
         """Return the last trade as the market-data REST API writes it."""
@@ -104,13 +127,8 @@ class OptionMarket:
         found = self._find_last(symbol, now_ns)
         if found is None:
             return {}
-        time_ns, price, size = found
-        bid, ask = quote_around(price)
-        stamp = msgpack.Timestamp.from_unix_nano(time_ns)
-        venue = _venue_of(symbol)
-        quote = {"T": "q", "S": symbol, "t": stamp, "bx": venue, "bp": bid, "bs": 10 if bid else 0}
-        quote |= {"ax": venue, "ap": ask, "as": 10, "c": _CONDITION}
-        return {"trades": build_trade(symbol, time_ns, price, size), "quotes": quote}
+        items = self.slice_items(symbol, found[0])
+        return {name: several[-1] for name, several in items.items()}
 
     def stock_price(self, contract: OptionContract, now_ns: int) -> float | None:
         """Return the last price of a contract's stock in a regular session."""
@@ -211,8 +229,16 @@ def _days_around(first_ns: int, last_ns: int) -> tuple[date, date]:
 
 def build_trade(symbol: str, time_ns: int, price: float, size: float) -> dict[str, Any]:
     """Return a trade of a contract as an item of the stream."""
-    stamp = msgpack.Timestamp.from_unix_nano(time_ns)
-    return {"T": "t", "S": symbol, "t": stamp, "p": price, "s": int(size), "x": _venue_of(symbol), "c": _CONDITION}
+    stamp, contracts = msgpack.Timestamp.from_unix_nano(time_ns), int(size) if size.is_integer() else size
+    return {"T": "t", "S": symbol, "t": stamp, "p": price, "s": contracts, "x": _venue_of(symbol), "c": _CONDITION}
+
+
+def build_quote(symbol: str, time_ns: int, price: float) -> dict[str, Any]:
+    """Return the quote around a price of a contract as an item of the stream."""
+    bid, ask = quote_around(price)
+    stamp, venue = msgpack.Timestamp.from_unix_nano(time_ns), _venue_of(symbol)
+    quote = {"T": "q", "S": symbol, "t": stamp, "bx": venue, "bp": bid, "bs": 10 if bid else 0}
+    return quote | {"ax": venue, "ap": ask, "as": 10, "c": _CONDITION}
 
 
 def _venue_of(symbol: str) -> str:

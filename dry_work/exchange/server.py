@@ -283,6 +283,7 @@ class ExchangeServer:
         self._latest = LatestApi(
             tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
         )
+        recorded = frozenset(self.recording.symbols)
         self._control = ControlApi(
             state.lockstep,
             credentials=self._credentials,
@@ -290,7 +291,8 @@ class ExchangeServer:
             describe=self.describe,
             current=lambda: state.current,
             canonical_symbol=self._trading.canonical_symbol,
-            assets=frozenset(self.recording.symbols),
+            has_bars=lambda symbol: symbol in recorded or chains.contract(symbol) is not None,
+            assets=recorded,
             resend=self._repeat_slice,
             tell_revision=self._data.publish_revision,
         )

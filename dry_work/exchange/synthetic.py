@@ -1,6 +1,7 @@
 """A made-up trading day for trying things out. SYNTHETIC: no price in it was ever paid. Pure.
 
-Only additions and multiplications of seeded uniform numbers are used, so that a day is the same on every machine.
+Only additions and multiplications of seeded uniform numbers are used, so that a day is the same on every machine. The
+bars of an option follow from those that its stock has on that day, in whole cents.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import numpy as np
 
 from dry_work.clock import DAY_NS, MINUTE_NS
 from dry_work.errors import ConfigError
+from dry_work.exchange.option_contracts import expiry_ns, parse_contract
+from dry_work.exchange.option_prices import derive_bars
 from dry_work.feeds.recorded import Recording
-from dry_work.market.symbols import is_crypto, parse_symbol
+from dry_work.market.calendar import shared_calendar
+from dry_work.market.symbols import is_crypto, is_option, parse_symbol
 
 DAY_START_NS = 1_718_112_600 * 1_000_000_000  # Tuesday 2024-06-11, 09:30 in New York
+SESSION_MINUTES = 390
 SENTIMENT = "sentiment_score"
 
 _MOST_MINUTES = DAY_NS // MINUTE_NS
@@ -32,14 +37,33 @@ def synthetic_day(symbols: Sequence[str], *, seed: int = 7, minutes: int = 390) 
 
     Prices run in trends that turn every half hour or so. A symbol's bars depend on its name and `seed` alone, and a
     shorter day is the beginning of a longer one. Some symbols lack some minutes. Bars carry trade_count, vwap and the
-    extra field `sentiment_score` in [-1, 1], which follows the trend with noise.
+    extra field `sentiment_score` in [-1, 1], which follows the trend with noise; those of options have no extra field.
     """
     if not 1 <= minutes <= _MOST_MINUTES:
         raise ConfigError(f"minutes of a synthetic day: {minutes} was given, 1 to {_MOST_MINUTES} are allowed")
     wanted = dict.fromkeys(parse_symbol(symbol) for symbol in symbols)
     if not wanted:
         raise ConfigError("no symbols asked for: name at least one")
-    return Recording({symbol: _walk(symbol, seed, minutes) for symbol in wanted})
+    return Recording(
+        {
+            symbol: _derive(symbol, seed, minutes) if is_option(symbol) else _walk(symbol, seed, minutes)
+            for symbol in wanted
+        }
+    )
+
+
+def _derive(symbol: str, seed: int, minutes: int) -> dict[str, np.ndarray]:
+    try:
+        contract = parse_contract(symbol)
+    except ValueError as error:
+        raise ConfigError(f"{symbol}: there is no such date in the calendar") from error
+    close_ns = expiry_ns(shared_calendar(), contract.expires)
+    if close_ns <= DAY_START_NS:
+        raise ConfigError(f"{symbol} ends before the synthetic day, 2024-06-11: name one that ends later")
+    stock = _walk(contract.underlying, seed, min(minutes, SESSION_MINUTES))
+    starts = stock["ts_event_ns"]
+    made = derive_bars(contract, starts, stock, MINUTE_NS, close_ns)
+    return {"ts_event_ns": starts, **made}
 
 
 def _random(*parts: object) -> random.Random:

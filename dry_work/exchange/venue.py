@@ -245,7 +245,9 @@ class Venue:
         """
         book = self._books[key_id]
         order_rules.check_request(request)
-        if is_contract(request.symbol):
+        # To Backtrader's broker a contract that is recorded is a symbol like any other.
+        is_plain = self.rules == "backtrader" and request.symbol in self._known
+        if is_contract(request.symbol) and not is_plain:
             self._options.admit(request.symbol, self.now_ns)
         elif request.symbol not in self._known:
             raise order_rules.build_unknown_asset(request.symbol)

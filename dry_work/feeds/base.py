@@ -16,26 +16,17 @@ from typing import Any
 import backtrader as bt
 from backtrader.feed import DataClone
 from backtrader.linebuffer import LineBuffer
-from backtrader.resamplerfilter import DTFaker, Replayer, Resampler
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
+from dry_work.feeds.line_time import line_time, line_time_ns
+from dry_work.feeds.resamplers import next_of_source, replayer_for, resampler_for
 from dry_work.market.messages import Bar
 from dry_work.market.symbols import parse_symbol
 from dry_work.settings import TimeFrame
 
-_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - Backtrader's own times are naive UTC
-_EPOCH_DAYS = float(_EPOCH.toordinal())
+__all__ = ["KnownTime", "LiveClone", "LiveFeed", "line_time", "line_time_ns", "resampling"]
+
 _BAR_LINES = ("vwap", "trade_count")
-
-
-def line_time(time_ns: int) -> float:
-    """Return a time as Backtrader's `datetime` line holds it: days as a float, UTC, microseconds at most."""
-    return float(bt.date2num(_EPOCH + dt.timedelta(microseconds=time_ns // 1000)))
-
-
-def line_time_ns(value: float) -> int:
-    """Return what a `datetime` line holds as nanoseconds, to the millisecond: floats of days hold no more."""
-    return round((value - _EPOCH_DAYS) * 86_400_000) * 1_000_000
 
 
 def resampling(frame: TimeFrame) -> dict[str, Any]:
@@ -51,95 +42,6 @@ def resampling(frame: TimeFrame) -> dict[str, Any]:
     return {"timeframe": unit, "compression": frame.count * factor}
 
 
-class _SessionByStart:
-    """Resampling to days and longer that looks at the start of each bar.
-
-    The line of the data at hand is set back by one bar while Backtrader's own code decides, and is put right again
-    where the bar stays in the data.
-    """
-
-    def __call__(self, data: Any, fromcheck: bool = False, forcedata: Any = None) -> bool:
-        if fromcheck:
-            return bool(super().__call__(data, fromcheck=fromcheck, forcedata=forcedata))  # type: ignore[misc]
-        line = data.lines.datetime
-        end = line[0]
-        start = _start_of(data, end)
-        line[0] = start
-        removed = bool(super().__call__(data, fromcheck=fromcheck, forcedata=forcedata))  # type: ignore[misc]
-        if not removed and line[0] == start:
-            line[0] = end
-        return removed
-
-    def _eosset(self) -> None:
-        # Backtrader takes the UTC date of the newest bar's end; the session is that of the open bar's start in the
-        # feed's zone.
-        if self._nexteos is not None:  # type: ignore[has-type]
-            return
-        root = self.data  # type: ignore[attr-defined]
-        while root._clone:
-            root = root.data
-        bar = self.bar  # type: ignore[attr-defined]
-        start = bar.datetime if bar.isopen() else _start_of(root, root.lines.datetime[0])
-        if root._calendar is None:
-            end = session_end(root, line_time_ns(start))
-            self._nexteos, self._nextdteos = bt.num2date(end), end
-        else:
-            _, closing = root._calendar.schedule(bt.num2date(start), root._tz)
-            self._nexteos, self._nextdteos = closing, bt.date2num(closing)
-
-
-class SessionResampler(_SessionByStart, Resampler):
-    """Backtrader's Resampler for days and longer, with the session decided by the start of each bar.
-
-    It also closes the bar of a silent symbol with the first slice after the session, as a backtest does. Stock
-    Backtrader forgets the end of the session there and merges two days.
-    """
-
-    _counted: float | None = None  # time of the bar whose period was counted as over without a bar of its own
-
-    def _barover(self, data: Any) -> bool:
-        if self._counted is not None and self._counted == self.bar.datetime:
-            return False
-        return bool(super()._barover(data))
-
-    def check(self, data: Any, _forcedata: Any = None) -> None:
-        if _forcedata is None or not self.bar.isopen() or not self._barover(DTFaker(data, _forcedata)):
-            return
-        self.compcount += 1
-        if self.compcount % self.p.compression:
-            self._counted = self.bar.datetime
-            return
-        if self.doadjusttime:
-            self._adjusttime(greater=True)
-        data._add2stack(self.bar.lvalues())
-        self.bar.bstart(maxdate=True)
-
-
-class SessionReplayer(_SessionByStart, Replayer):
-    """Backtrader's Replayer for days and longer, with the session decided by the start of each bar."""
-
-
-def session_end(data: Any, start_ns: int) -> float:
-    """Return the end of the session in which a bar of `data` starts, as a line holds it.
-
-    The session is that of the start's date in the data's zone, or the next one when the bar starts after the session's
-    end. What comes out has the right date when Backtrader reads it, which rounds the last microseconds of a day up.
-    """
-    zone = data._tz or dt.UTC
-    moment = _EPOCH.replace(tzinfo=dt.UTC) + dt.timedelta(microseconds=start_ns // 1000)
-    date = moment.astimezone(zone).date()
-    if float(data.date2num(dt.datetime.combine(date, data.p.sessionend))) < line_time(start_ns):
-        date += dt.timedelta(days=1)
-    end = float(data.date2num(dt.datetime.combine(date, data.p.sessionend)))
-    while bt.num2date(end, data._tz).date() != date:
-        end = math.nextafter(end, 0.0)
-    return end
-
-
-def _start_of(data: Any, end: float) -> float:
-    return line_time(line_time_ns(end) - data.bar_length_ns)
-
-
 def _timeoffset(self: Any) -> dt.timedelta:
     """Tell Backtrader's resamplers the market's time where they would read the machine's clock."""
     if self.market_time is None:
@@ -150,13 +52,11 @@ def _timeoffset(self: Any) -> dt.timedelta:
 
 # Plain functions, not a mixin: a second base class would make Backtrader declare all lines of a feed twice.
 def _resample(self: Any, **kwargs: Any) -> None:
-    daily = kwargs.get("timeframe", bt.TimeFrame.Days) >= bt.TimeFrame.Days
-    self.addfilter(SessionResampler if daily else Resampler, **kwargs)
+    self.addfilter(resampler_for(**kwargs), **kwargs)
 
 
 def _replay(self: Any, **kwargs: Any) -> None:
-    daily = kwargs.get("timeframe", bt.TimeFrame.Days) >= bt.TimeFrame.Days
-    self.addfilter(SessionReplayer if daily else Replayer, **kwargs)
+    self.addfilter(replayer_for(**kwargs), **kwargs)
 
 
 class KnownTime:
@@ -181,29 +81,103 @@ class KnownTime:
 
 
 class LiveClone(DataClone):
-    """A clone of a `LiveFeed`, plain or resampled; it has the symbol of the feed."""
+    """A clone of a feed of ours, or of such a clone, plain or resampled; it has the symbol of the feed.
+
+    It sees every bar of its source once. Backtrader's own clones lose the bar after one that was taken back.
+    """
 
     symbol: str
     bar_length_ns: int
 
     def __init__(self) -> None:
         super().__init__()
-        self.symbol = self.p.dataname.symbol
-        self.bar_length_ns = self.p.dataname.bar_length_ns
+        source = self.p.dataname
+        self.symbol = source.symbol
+        self.bar_length_ns = source.bar_length_ns
+        self._copies: list[LiveClone] = []
+        source._copies.append(self)
 
     market_time: dt.datetime | None = None
     resample = _resample
     replay = _replay
     _timeoffset = _timeoffset
 
+    def start(self) -> None:
+        super().start()
+        self._taken = 0  # length of the source at its last bar that was seen here
+
     def clone(self, **kwargs: Any) -> LiveClone:
         return LiveClone(dataname=self, **kwargs)  # type: ignore[call-arg]
 
-    def rewind(self, size: int = 1) -> None:
-        super().rewind(size)
-        # Backtrader counts a bar of the original when it is loaded, and once more when a bar that was taken back is
-        # delivered at last; its own clones lose the bar after it.
-        self._dlen -= size
+    def next(self, datamaster: Any = None, ticks: bool = True) -> Any:
+        if not self.replaying or self._preloading or self._barstack:
+            return super().next(datamaster=datamaster, ticks=ticks)
+        # A minute that is put into a bar cannot be taken out again, so it must not be ahead of the turn's time.
+        if datamaster is None or not self._has_due(datamaster.datetime[0]):
+            return False
+        return super().next(datamaster=datamaster, ticks=ticks)
+
+    def _has_due(self, time: float) -> bool:
+        return len(self.data) > self._taken and bool(self.data.lines.datetime[0] <= time)
+
+    def _load(self) -> bool:
+        if self._preloading:
+            return bool(super()._load())
+        length = len(self.data)
+        if length <= self._taken:
+            return False
+        self._taken = length
+        for line, source in zip(self.lines, self.data.lines, strict=False):  # the source may have more lines
+            line[0] = source[0]
+        return True
+
+    def _check(self, forcedata: Any = None) -> None:
+        if self.replaying and self._has_due(math.inf if forcedata is None else forcedata.datetime[0]):
+            return  # a bar of its own decides
+        self._take_in()
+        super()._check(forcedata=forcedata)
+
+    def _last(self, datamaster: Any = None) -> bool:
+        self._take_in()
+        return bool(super()._last(datamaster=datamaster))
+
+    def _take_in(self) -> None:
+        """Put a bar that the source has just got into the longer one, before the time decides whether that is over."""
+        if not self.resampling or self.replaying or len(self._filters) != 1 or len(self.data) <= self._taken:
+            return
+        self.forward()
+        self._load()
+        [(resampler, _, _)] = self._filters
+        resampler(self)
+
+
+class _Tick:
+    """An attribute in which Backtrader holds a value of the newest bar; it can be filled when it is read.
+
+    To fill seven of them with every bar of hundreds of feeds takes as long as the bars do, and few strategies look.
+    """
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self._name = name
+
+    def __get__(self, feed: Any, owner: type[Any]) -> Any:
+        if feed is None:
+            return self
+        self._fill(feed)
+        try:
+            return feed.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}") from None
+
+    def __set__(self, feed: Any, value: Any) -> None:
+        self._fill(feed)
+        feed.__dict__[self._name] = value
+
+    @staticmethod
+    def _fill(feed: Any) -> None:
+        if feed._ticks_due:
+            feed._ticks_due = False
+            feed._tick_fill(force=True)
 
 
 class LiveFeed(bt.DataBase):
@@ -229,6 +203,15 @@ class LiveFeed(bt.DataBase):
     )
 
     engine_driven = False  # True: our engine offers the bars; False: `_fetch` gets them
+    _ticks_due = False  # the ticks are to be those of the newest bar once somebody asks
+
+    tick_open = _Tick()
+    tick_high = _Tick()
+    tick_low = _Tick()
+    tick_close = _Tick()
+    tick_volume = _Tick()
+    tick_openinterest = _Tick()
+    tick_last = _Tick()
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,6 +220,7 @@ class LiveFeed(bt.DataBase):
             raise ValueError(f"symbol={given!r}: give the feed a symbol, for example symbol='AAPL'")
         self.symbol: str = parse_symbol(given)
         self.bar_length_ns = _bar_length_ns(self.p.timeframe, self.p.compression)
+        self._copies: list[LiveClone] = []
         if not self._name:  # type: ignore[has-type]
             self._name = self.symbol
         self._dataname = self.symbol
@@ -266,6 +250,7 @@ class LiveFeed(bt.DataBase):
         self.last_end_ns = 0
         self.bars_delivered = 0
         self.bars_dropped = 0
+        self._ticks_due = False
         self.put_notification(self.DELAYED)
 
     market_time: dt.datetime | None = None
@@ -281,6 +266,14 @@ class LiveFeed(bt.DataBase):
         copy._dataname = _dataname
         copy._name = _dataname
         return copy
+
+    def next(self, datamaster: Any = None, ticks: bool = True) -> Any:
+        if self._copies and not self.engine_driven:
+            return next_of_source(self, super().next, datamaster, ticks, is_over=self._is_over)
+        return super().next(datamaster=datamaster, ticks=ticks)
+
+    def _is_over(self) -> bool:
+        return self._finished and not self._offered
 
     def _load(self) -> bool | None:
         if not self._offered and not self.engine_driven and not self._finished:

@@ -80,7 +80,7 @@ def build_transport(
     Args:
         client: names this reader to the hub; the same after a restart.
         silence_s: without any word of the other side: the connection is dead.
-        statuses: bring trading statuses and price bands too, where that way has them (WebSocket, Redis).
+        statuses: bring trading statuses and price bands of stocks too.
 
     Raises:
         ConfigError: its package is not installed.
@@ -95,11 +95,13 @@ def build_transport(
         if feed.name == "grpc":
             from dry_work.feeds.grpc import GrpcTransport
 
-            return GrpcTransport(feed.address, token=feed.token, symbols=symbols, silence_s=silence_s)
+            return GrpcTransport(
+                feed.address, token=feed.token, symbols=symbols, silence_s=silence_s, statuses=statuses
+            )
         if feed.name == "nats":
             from dry_work.feeds.nats import NatsTransport
 
-            return NatsTransport(feed, symbols=symbols, client=client, silence_s=silence_s)
+            return NatsTransport(feed, symbols=symbols, client=client, silence_s=silence_s, statuses=statuses)
         if feed.name == "redis":
             from dry_work.feeds.redis import RedisTransport
 

@@ -16,12 +16,12 @@ import backtrader as bt
 import numpy as np
 from backtrader.feed import AbstractDataBase
 from backtrader.linebuffer import LineBuffer
-from backtrader.resamplerfilter import Replayer, Resampler
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
-from dry_work.feeds.base import LiveClone, SessionReplayer, SessionResampler, session_end
+from dry_work.feeds.base import LiveClone
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_files import Column, Floats, Ints
+from dry_work.feeds.resamplers import next_of_source, replayer_for, resampler_for, session_end
 
 DAY_NS = 1440 * MINUTE_NS
 
@@ -149,6 +149,7 @@ class ColumnarFeed(bt.DataBase):
         columns = self.p.columns
         if columns is None:
             raise ValueError(f"{self.symbol}: a columnar feed needs columns; columnar_feed() makes it from a recording")
+        self._copies: list[LiveClone] = []
         self._row = 0
         self._times: Floats | None = None
         self._chunk: list[tuple[float, ...]] = []
@@ -185,13 +186,16 @@ class ColumnarFeed(bt.DataBase):
         stop = fill_feed(self, self._compute_times(), {**self._columns, "openinterest": _zeros(count)})
         self._row = count if stop is None else stop + 1
 
+    def next(self, datamaster: Any = None, ticks: bool = True) -> Any:
+        if self._copies:
+            return next_of_source(self, super().next, datamaster, ticks, is_over=self._is_over)
+        return super().next(datamaster=datamaster, ticks=ticks)
+
     def resample(self, **kwargs: Any) -> None:
-        daily = kwargs.get("timeframe", bt.TimeFrame.Days) >= bt.TimeFrame.Days
-        self.addfilter(SessionResampler if daily and self.bar_length_ns < DAY_NS else Resampler, **kwargs)
+        self.addfilter(resampler_for(by_session=self.bar_length_ns < DAY_NS, **kwargs), **kwargs)
 
     def replay(self, **kwargs: Any) -> None:
-        daily = kwargs.get("timeframe", bt.TimeFrame.Days) >= bt.TimeFrame.Days
-        self.addfilter(SessionReplayer if daily and self.bar_length_ns < DAY_NS else Replayer, **kwargs)
+        self.addfilter(replayer_for(by_session=self.bar_length_ns < DAY_NS, **kwargs), **kwargs)
 
     def clone(self, **kwargs: Any) -> LiveClone:
         return LiveClone(dataname=self, **kwargs)  # type: ignore[call-arg]
@@ -202,9 +206,12 @@ class ColumnarFeed(bt.DataBase):
         copy._name = _dataname
         return copy
 
+    def _is_over(self) -> bool:
+        return self._row >= self._count()
+
     def _load(self) -> bool:
         place = self._row % _CHUNK_ROWS
-        if self._row >= self._count():
+        if self._is_over():
             return False
         if place == 0 or not self._chunk:
             self._read_chunk(self._row - place)

@@ -11,7 +11,7 @@ from dry_work.clock import MINUTE_NS
 from dry_work.errors import DryWorkError
 from dry_work.market.completeness import MarketHours
 from dry_work.market.messages import Slice
-from dry_work.market.symbols import is_crypto, is_option
+from dry_work.market.symbols import is_crypto
 from dry_work.ports import MarketSource, SourceEvent, SourceStatus
 from dry_work.wakeup import Wakeup
 
@@ -28,7 +28,7 @@ class FillingSource:
 
     Args:
         source: whose events are passed on; it counts messages that were lost.
-        symbols: those of which there may be history; options are left out.
+        symbols: those of the run.
         fetch: returns slices of bars of symbols that end after one time and not after another, rising.
         since_ns: end of the last bar before the start, such as of the warm-up; 0: nothing is filled at the start.
         hours: nothing is asked for while all markets were closed.
@@ -47,7 +47,7 @@ class FillingSource:
         length_ns: int = MINUTE_NS,
     ) -> None:
         self._source = source
-        self._symbols = tuple(symbol for symbol in symbols if not is_option(symbol))
+        self._symbols = tuple(symbols)
         self._fetch = fetch
         self._hours = hours or MarketHours()
         self._length_ns = length_ns

@@ -1,7 +1,7 @@
 """The hub's gRPC service as a way to its bars: `cream.v1.StreamProxyService/StreamBars`, one call for each feed.
 
-Own metadata asks for the position and Alpaca's own item with every response, and for the watermarks. Such a call loses
-nothing in silence: when its reader is too slow, it ends, and the next one goes on from there.
+Own metadata asks for the position and Alpaca's own item with every response, and for watermarks and statuses. Such a
+call loses nothing in silence: when its reader is too slow, it ends, and the next one goes on from there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from dry_work import pulse
 from dry_work.errors import CodecError, ConfigError, FeedDisconnectedError
 from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
+from dry_work.feeds.timed_reader import TimedReader
 from dry_work.market.symbols import is_crypto
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
 from dry_work.wire.cream_items import parse_own_fields
@@ -33,14 +35,24 @@ class GrpcTransport:
         endpoint: http:// or https:// with host and port.
         token: the hub's; empty for one that asks for none.
         symbols: wanted symbols.
+        statuses: bring trading statuses and price bands too.
     """
 
     name = "gRPC"
 
-    def __init__(self, endpoint: str, *, token: str = "", symbols: Sequence[str], silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        token: str = "",
+        symbols: Sequence[str],
+        silence_s: float = SILENCE_S,
+        statuses: bool = False,
+    ) -> None:
         self.endpoint = endpoint
         self._token = token
         self._silence_s = silence_s
+        self._statuses = statuses
         self._symbols = {
             STOCKS: [symbol for symbol in symbols if not is_crypto(symbol)],
             CRYPTO: [symbol for symbol in symbols if is_crypto(symbol)],
@@ -55,6 +67,8 @@ class GrpcTransport:
     def build_session(self, feeds: tuple[str, ...], positions: Mapping[str, Position]) -> GrpcSession:
         (feed,) = feeds
         metadata = [("x-dry-work-items", "true"), ("x-dry-work-offsets", "true")]
+        if self._statuses and feed == STOCKS:
+            metadata.append(("x-dry-work-statuses", "true"))
         if self._token:
             metadata.append(("authorization", f"Bearer {self._token}"))
         position = positions.get(feed)
@@ -93,6 +107,7 @@ class GrpcSession:
         self._epoch = ""
         self._channel: grpc.Channel | None = None
         self._call: Any = None
+        self._reader: TimedReader[bytes] | None = None
         self._is_closed = False
 
     def begin(self, timeout_s: float) -> Opening:
@@ -110,21 +125,26 @@ class GrpcSession:
         if "x-dry-work-epoch" not in told:
             raise self._explain_end()
         self._epoch = str(told["x-dry-work-epoch"])
+        self._reader = TimedReader(self._call, name=f"hub call for {self._feed}", ahead=BATCH)
         position = Position(self._epoch, int(told.get("x-dry-work-offset", "0")))
         return Opening(positions={self._feed: position}, recovered=told.get("x-dry-work-recovered", "true") == "true")
 
     def receive(self) -> Sequence[Arrival]:
+        assert self._reader is not None
         try:
-            response = next(self._call)
+            responses = self._reader.take(pulse.EVERY_S)
         except StopIteration:
             raise FeedDisconnectedError("the hub has ended the call") from None
         except grpc.RpcError as error:
             raise self._explain(error) from error
+        return [self._read(response) for response in responses]
+
+    def _read(self, response: bytes) -> Arrival:
         try:
             own = parse_own_fields(response)
         except CodecError as error:
             raise FeedDisconnectedError(f"a response cannot be read: {error.reason}") from error
-        return (Arrival(feed=self._feed, epoch=self._epoch, offset=own.offset, item=own.item),)
+        return Arrival(feed=self._feed, epoch=self._epoch, offset=own.offset, item=own.item)
 
     def tend(self) -> None:
         """Pings are sent and answered by gRPC's own threads."""
@@ -138,6 +158,8 @@ class GrpcSession:
 
     def close(self, *, for_good: bool) -> None:
         self.interrupt()
+        if self._reader is not None:
+            self._reader.close(self._call.cancel)
         if self._channel is not None:
             self._channel.close()
 

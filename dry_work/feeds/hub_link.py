@@ -18,6 +18,7 @@ import structlog
 from dry_work.backoff import Backoff
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError, FeedError
+from dry_work.pulse import give_pulse
 
 STOCKS, CRYPTO = "stocks", "crypto"  # the hub's feeds that have minute bars
 BARS, WATERMARKS = "bars", "watermarks"  # channels
@@ -68,7 +69,7 @@ class Session(Protocol):
         """
 
     def receive(self) -> Sequence[Arrival]:
-        """Wait for what comes next and return it; maybe nothing.
+        """Wait for what comes next and return it; nothing when that takes longer than the time between two pulses.
 
         Raises:
             ConfigError: refused for good.
@@ -200,6 +201,7 @@ class Lane:
             self.ready.set()
 
     def _run_session(self) -> None:
+        give_pulse()
         session = self._transport.build_session(self.feeds, {feed: self._positions[feed] for feed in self._known()})
         with self._lock:
             self._session = session
@@ -208,8 +210,14 @@ class Lane:
                 return
             opening = session.begin(self._connect_timeout_s)
             self._note_begun(opening)
+
+            def tend() -> None:
+                give_pulse()
+                session.tend()
+
             while not self._stopping.is_set():
-                if not self._owner.accept(session.receive(), session.tend):
+                give_pulse()
+                if not self._owner.accept(session.receive(), tend):
                     return
         finally:
             with self._lock:

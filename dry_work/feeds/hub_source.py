@@ -15,12 +15,12 @@ import orjson
 import structlog
 
 from dry_work.clock import Clock
-from dry_work.errors import CodecError, ConfigError, FeedError
+from dry_work.errors import CodecError, FeedError
 from dry_work.feeds.hub_link import CRYPTO, STOCKS, Arrival, Lane, Opening, Position, Transport
 from dry_work.feeds.intake import Skipped
 from dry_work.feeds.source import BufferedSource, ReaderSettings, venue_time_of
 from dry_work.market.messages import Bar, Envelope, PriceBands, TradingStatus, Watermark
-from dry_work.market.symbols import is_crypto, is_option
+from dry_work.market.symbols import is_crypto
 from dry_work.ports import SourceFailed, SourceStatus
 from dry_work.recording.recorder import RecordedMessage, Recorder
 from dry_work.wire.alpaca_stream import parse_bar_item, parse_watermark_item
@@ -60,9 +60,6 @@ class HubMarketSource(BufferedSource):
         connect_timeout_s: float = 10.0,
         recorder: Recorder | None = None,
     ) -> None:
-        for symbol in symbols:
-            if is_option(symbol):
-                raise ConfigError(f"{symbol} is an option: the hub serves bars of stocks and crypto pairs")
         feeds = tuple(dict.fromkeys(CRYPTO if is_crypto(symbol) else STOCKS for symbol in symbols))
         self._topics = {STOCKS: "market-data", CRYPTO: "crypto-data", **(topics or {})}
         names = [self._topics[feed] for feed in feeds]

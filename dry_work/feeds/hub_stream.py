@@ -21,6 +21,7 @@ from dry_work.feeds.hub_link import (
     Opening,
     Position,
 )
+from dry_work.market.symbols import is_option
 from dry_work.wire import alpaca_stream
 
 _EVENTS = ("b", "w", "s", "l")
@@ -84,7 +85,8 @@ class HubStream:
             return []
         channels = {BARS: list(self._symbols), WATERMARKS: ["*"]}
         if self._statuses:
-            channels |= {STATUSES: list(self._symbols), PRICE_BANDS: list(self._symbols)}
+            stocks = [symbol for symbol in self._symbols if not is_option(symbol)]
+            channels |= {STATUSES: stocks, PRICE_BANDS: stocks}
         wish = alpaca_stream.build_subscription("subscribe", channels)
         if self._position is not None:
             wish["since"] = {"epoch": self._position.epoch, "offset": self._position.offset}

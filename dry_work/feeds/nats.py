@@ -24,6 +24,7 @@ from nats.js import JetStreamContext, api
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError
 
+from dry_work import pulse
 from dry_work.errors import ConfigError, FeedDisconnectedError
 from dry_work.feeds.hub_link import SILENCE_S, Arrival, Opening, Position
 from dry_work.settings import FeedSettings
@@ -36,6 +37,7 @@ PENDING = 4_096  # messages that NATS sends ahead of their acknowledgement
 BATCH = 256
 
 _FAILURES = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
+_STATUS_ITEMS = ("s", "l")
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _Answer = TypeVar("_Answer")
 
@@ -57,16 +59,24 @@ class NatsTransport:
         settings: servers (`address`, several with commas between), user, password, prefix and name of the data stream.
         symbols: wanted symbols.
         client: names this reader to the hub; no other one has it.
+        statuses: bring trading statuses and price bands too.
     """
 
     name = "NATS"
 
     def __init__(
-        self, settings: FeedSettings, *, symbols: Sequence[str], client: str, silence_s: float = SILENCE_S
+        self,
+        settings: FeedSettings,
+        *,
+        symbols: Sequence[str],
+        client: str,
+        silence_s: float = SILENCE_S,
+        statuses: bool = False,
     ) -> None:
         self.settings = settings
         self.symbols = list(symbols)
         self.wanted = frozenset(symbols)
+        self.statuses = statuses
         self.client = client
         self.silence_s = silence_s
         self.subjects = Subjects(settings.prefix)
@@ -232,7 +242,10 @@ class NatsSession:
             ConfigError: the hub refuses.
         """
         transport = self._transport
-        request = {"client": transport.client, "symbols": transport.symbols if lease_s else [], "lease_s": lease_s}
+        request: dict[str, Any] = {"client": transport.client, "lease_s": lease_s}
+        request["symbols"] = transport.symbols if lease_s else []
+        if transport.statuses:
+            request["statuses"] = True
         data = orjson.dumps(request)
         message = await self._client.request(transport.subjects.holds, data, timeout=REQUEST_TIMEOUT_S)
         told = orjson.loads(message.data)
@@ -256,23 +269,22 @@ class NatsSession:
         assert self._renewals is not None
         await self._acknowledge()
         arrivals: list[Arrival] = []
-        timeout_s = self._transport.silence_s / 4
+        timeout_s = min(self._transport.silence_s / 4, pulse.EVERY_S)
         loop = asyncio.get_running_loop()
-        while not arrivals:
-            if self._renewals.done():
-                raise FeedDisconnectedError("no hub answers")
-            try:
-                message = await self._inbox.next_msg(timeout=timeout_s)
-            except (TimeoutError, nats.errors.TimeoutError):
-                if not self._client.is_connected:
-                    raise FeedDisconnectedError("the connection was lost") from None
-                if loop.time() - self._heard_s > self._transport.silence_s:
-                    raise FeedDisconnectedError("the server is silent") from None
-                continue
-            self._heard_s = loop.time()
-            self._take(message, arrivals)
-            while self._inbox.pending_msgs and len(arrivals) < BATCH:
-                self._take(await self._inbox.next_msg(timeout=timeout_s), arrivals)
+        if self._renewals.done():
+            raise FeedDisconnectedError("no hub answers")
+        try:
+            message = await self._inbox.next_msg(timeout=timeout_s)
+        except (TimeoutError, nats.errors.TimeoutError):
+            if not self._client.is_connected:
+                raise FeedDisconnectedError("the connection was lost") from None
+            if loop.time() - self._heard_s > self._transport.silence_s:
+                raise FeedDisconnectedError("the server is silent") from None
+            return arrivals
+        self._heard_s = loop.time()
+        self._take(message, arrivals)
+        while self._inbox.pending_msgs and len(arrivals) < BATCH:
+            self._take(await self._inbox.next_msg(timeout=timeout_s), arrivals)
         return arrivals
 
     async def _acknowledge(self) -> None:
@@ -296,6 +308,8 @@ class NatsSession:
         self._transport.lost, self._epoch = read.lost, read.epoch
         symbol = read.item.get("S")
         is_wanted = symbol is None or symbol in self._transport.wanted
+        if read.item.get("T") in _STATUS_ITEMS:  # others may have asked for them
+            is_wanted = is_wanted and self._transport.statuses
         arrivals.append(
             Arrival(feed=feed, epoch=read.epoch, offset=read.offset, item=read.item if is_wanted else None, lost=lost)
         )

@@ -29,7 +29,7 @@ from dry_work.feeds.hub_link import (
     Opening,
     Position,
 )
-from dry_work.market.symbols import is_crypto
+from dry_work.market.symbols import is_crypto, is_option
 from dry_work.settings import FeedSettings
 from dry_work.wire.redis import LOGS, REGISTRATION, stream_key
 
@@ -71,7 +71,7 @@ class RedisTransport:
         keys = [(stream_key(feed_of(symbol), BARS, symbol), feed_of(symbol)) for symbol in symbols]
         feeds = dict.fromkeys(feed for _, feed in keys)
         keys += [(stream_key(feed, WATERMARKS, "*"), feed) for feed in feeds]
-        self.stocks = [symbol for symbol in symbols if statuses and not is_crypto(symbol)]
+        self.stocks = [symbol for symbol in symbols if statuses and feed_of(symbol) == STOCKS and not is_option(symbol)]
         keys += [(stream_key(STOCKS, name, symbol), STOCKS) for symbol in self.stocks for name in _STOCK_CHANNELS]
         self.streams = {key.encode(): feed for key, feed in keys}  # feed by key
         self.ids: dict[bytes, bytes] = {}  # last entry by key; empty before the first session

@@ -10,6 +10,7 @@ import structlog
 from dry_work.clock import SECOND_NS
 from dry_work.market.market_state import is_after_halt
 from dry_work.market.messages import TradingStatus
+from dry_work.market.symbols import is_option
 from dry_work.ports import SourceStatus
 
 _SYMBOLS_NAMED = 5
@@ -20,6 +21,8 @@ _log = structlog.get_logger(__name__)
 class StaleWatch:
     """Sees symbols without a bar for too long, while their market is open and nobody has halted them.
 
+    Options are not watched: many a contract has no trade for hours.
+
     Args:
         limit_ns: how long is too long; after an opening it counts from there.
         is_open: whether a symbol's market is open at a UTC time in nanoseconds; None: always.
@@ -29,7 +32,7 @@ class StaleWatch:
         self.changes: deque[SourceStatus] = deque()  # that nobody has taken yet
         self._limit_ns = limit_ns
         self._is_open = is_open
-        self._last_ns = dict.fromkeys(symbols, 0)
+        self._last_ns = {symbol: 0 for symbol in symbols if not is_option(symbol)}
         self._stale: set[str] = set()
         self._halts: dict[str, TradingStatus] = {}
         self.next_look_ns = 0

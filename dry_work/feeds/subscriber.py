@@ -24,13 +24,17 @@ from google.pubsub_v1 import SubscriberClient
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from google.pubsub_v1.types import ExpirationPolicy, StreamingPullRequest, StreamingPullResponse, Subscription
 
+from dry_work import pulse
 from dry_work.clock import SECOND_NS
 from dry_work.errors import ConfigError, FeedDisconnectedError, FeedError
+from dry_work.feeds.timed_reader import TimedReader
+from dry_work.pulse import give_pulse
 
 ACK_DEADLINE_S = 30
 EXPIRATION_S = 86_400  # the least that Pub/Sub allows
 MAX_MESSAGES = 1000
 MAX_BYTES = 100 * 1_000_000
+RESPONSES_AHEAD = 4  # that are read before they are taken; the server counts their messages as outstanding
 _PAGE = 1000  # subscriptions that are listed at a time
 
 # gRPC's own reconnect waits would otherwise grow to two minutes.
@@ -141,14 +145,26 @@ class PullStream:
                 self._call = call
                 if self._cancelled:
                     call.cancel()
-            for response in call:
-                self._read(StreamingPullResponse.pb(response).received_messages)
+            responses = TimedReader(call, name=f"dry-work pull {self._path.rpartition('/')[2]}", ahead=RESPONSES_AHEAD)
+            try:
+                self._take_all(responses)
+            finally:
+                responses.close(call.cancel)
             failure = FeedDisconnectedError(f"{self._path}: the server ended the stream")
         except BaseException as error:  # whatever it was, its owner has to open another one
             failure = _translate(error, self._path)
         finally:
             self._requests.put(None)  # ends the client's thread that sends
         self._on_end(None if self._cancelled else failure)
+
+    def _take_all(self, responses: TimedReader[Any]) -> None:
+        try:
+            while True:
+                give_pulse()
+                for response in responses.take(pulse.EVERY_S):
+                    self._read(StreamingPullResponse.pb(response).received_messages)
+        except StopIteration:
+            return
 
     def _read(self, received: Any) -> None:
         waiting = [each.ack_id for each in received]
@@ -157,6 +173,7 @@ class PullStream:
         extended_at = time.monotonic()
 
         def tend() -> None:
+            give_pulse()
             nonlocal acknowledged, extended_at
             if taken > acknowledged:
                 self._requests.put(StreamingPullRequest(ack_ids=waiting[acknowledged:taken]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from dry_work import pulse
 from dry_work.errors import ConfigError, FeedDisconnectedError
 from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
 from dry_work.feeds.hub_stream import HubStream
@@ -124,13 +125,21 @@ class WebSocketSession:
 
     def begin(self, timeout_s: float) -> Opening:
         self._socket = self._transport.connect(self._feed, timeout_s)
-        while self._stream.opening is None:
-            self._early += self._read(timeout_s)
+        try:
+            while self._stream.opening is None:
+                self._early += self._read(timeout_s)
+        except TimeoutError as error:
+            raise FeedDisconnectedError(f"no answer within {timeout_s} s") from error
         return self._stream.opening
 
     def receive(self) -> Sequence[Arrival]:
         early, self._early = self._early, []
-        return early or self._read(None)
+        if early:
+            return early
+        try:
+            return self._read(pulse.EVERY_S)
+        except TimeoutError:  # the connection's pings tell whether it is alive
+            return ()
 
     def tend(self) -> None:
         """Pings are sent and answered by the connection's own threads."""
@@ -143,7 +152,7 @@ class WebSocketSession:
     def close(self, *, for_good: bool) -> None:
         self.interrupt()
 
-    def _read(self, timeout_s: float | None) -> list[Arrival]:
+    def _read(self, timeout_s: float) -> list[Arrival]:
         socket = self._socket
         if socket is None or self._is_closed:
             raise FeedDisconnectedError("the session is closed")
@@ -151,8 +160,8 @@ class WebSocketSession:
             answers, arrivals = self._stream.take(socket.recv(timeout=timeout_s, decode=False))
             for answer in answers:
                 socket.send(encode_message(answer, StreamCodec.JSON))
-        except TimeoutError as error:
-            raise FeedDisconnectedError(f"no answer within {timeout_s} s") from error
+        except TimeoutError:  # an OSError, too
+            raise
         except (WebSocketException, OSError, EOFError) as error:
             raise FeedDisconnectedError(str(error) or type(error).__name__) from error
         return arrivals

@@ -92,7 +92,7 @@ class Bus:
         named, every = readers.get(topic), readers.get((feed, channel, ALL))
         if named:
             self._offer(event, named)
-        if every:
+        if every and not event.is_named_only:
             self._offer(event, every if not named else [queue for queue in every if queue not in named])
         return event
 
@@ -141,7 +141,7 @@ class Bus:
                 yield event
             return
         for (other_feed, other_channel, _), event in self._latest.items():
-            if other_feed == feed and other_channel == channel:
+            if other_feed == feed and other_channel == channel and not event.is_named_only:
                 yield event
 
     def replay(self, feed: str, topics: Iterable[Topic], *, epoch: str, offset: int) -> Replay:
@@ -162,7 +162,8 @@ class Bus:
         for event in reversed(history):
             if event.offset <= offset:
                 break
-            if (feed, event.channel, ALL) in wanted or not wanted.isdisjoint(event.topics):
+            is_among_all = (feed, event.channel, ALL) in wanted and not event.is_named_only
+            if is_among_all or not wanted.isdisjoint(event.topics):
                 events.append(event)
         return Replay(first <= offset + 1, tuple(reversed(events)))
 

@@ -8,13 +8,16 @@ from enum import Enum, StrEnum
 import msgspec
 
 from dry_work.errors import ConfigError, HubError
-from dry_work.hub.events import CRYPTO, NEWS, OPTIONS, STOCKS, Topic
-from dry_work.market.messages import Bar, Watermark
+from dry_work.hub.events import CRYPTO, NEWS, OPTION_BARS, OPTIONS, STATUS_CHANNELS, STOCKS, Topic
+from dry_work.market.messages import Bar, PriceBands, TradingStatus, Watermark
 from dry_work.market.symbols import ALLOWED, is_crypto, is_option, is_symbol
 from dry_work.wire.alpaca_stream import StreamWatermark
 
 STOCK_FEEDS = ("iex", "sip", "delayed_sip", "otc", "test")
 OPTION_FEEDS = ("indicative", "opra")
+
+UpstreamMessage = Bar | TradingStatus | PriceBands | StreamWatermark  # what is read of a frame for the topics
+TopicMessage = Bar | TradingStatus | PriceBands | Watermark  # of market data
 
 
 class ConnectionState(StrEnum):
@@ -137,19 +140,22 @@ def feed_of(symbol: str) -> str:
     return OPTIONS if is_option(symbol) else STOCKS
 
 
+def bar_feed(symbol: str) -> str:
+    """Return the feed in which the bars of a canonical symbol are told: those of options go with stocks."""
+    return CRYPTO if is_crypto(symbol) else STOCKS
+
+
 def split_symbols(symbols: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the stocks and the crypto pairs among canonical `symbols`.
+    """Return the stocks, options among them, and the crypto pairs among canonical `symbols`.
 
     Raises:
-        ConfigError: for a symbol whose bars no feed here serves.
+        ConfigError: for what is no symbol.
     """
     stocks: list[str] = []
     crypto: list[str] = []
     for symbol in symbols:
         if not is_symbol(symbol):
             raise ConfigError(f"{symbol!r} is not a symbol: expected {ALLOWED}")
-        if is_option(symbol):
-            raise ConfigError(f"{symbol} is an option: the hub serves bars of stocks and crypto pairs")
         (crypto if is_crypto(symbol) else stocks).append(symbol)
     return tuple(stocks), tuple(crypto)
 
@@ -158,14 +164,34 @@ def bar_topics(symbols: Iterable[str]) -> list[Topic]:
     """Return the topics of the minute bars of canonical `symbols`.
 
     Raises:
-        ConfigError: for a symbol whose bars no feed here serves.
+        ConfigError: for what is no symbol.
     """
     stocks, crypto = split_symbols(symbols)
     return [(STOCKS, "bars", symbol) for symbol in stocks] + [(CRYPTO, "bars", symbol) for symbol in crypto]
 
 
+def split_wishes(topics: Iterable[Topic]) -> dict[str, list[tuple[str, str]]]:
+    """Return what is wanted of each feed's upstream, by channel and symbol.
+
+    Of an option whose bars are wanted that is its trades; `OPTION_BARS` says so, which no upstream is asked for.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for feed, channel, symbol in topics:
+        if feed == STOCKS and channel == "bars" and is_option(symbol):
+            found.setdefault(OPTIONS, []).extend((("trades", symbol), (OPTION_BARS, symbol)))
+        else:
+            found.setdefault(feed, []).append((channel, symbol))
+    return found
+
+
+def status_topics(symbols: Iterable[str]) -> list[Topic]:
+    """Return the topics of trading statuses and price bands of those of `symbols` that have them: stocks."""
+    stocks = [symbol for symbol in symbols if feed_of(symbol) == STOCKS]
+    return [(STOCKS, channel, symbol) for symbol in stocks for channel in STATUS_CHANNELS]
+
+
 class SliceCollector:
-    """Collects the bars of one feed until its watermark, and counts them for it.
+    """Collects the bars of one feed until its watermark, and counts them for it; statuses keep their place among them.
 
     Bars wait for their watermark, so that a slice goes out in one piece, only in a session that takes watermarks, and
     only until `take` is called; in other sessions they are ready at once.
@@ -173,7 +199,7 @@ class SliceCollector:
 
     def __init__(self) -> None:
         self._takes_watermarks = False
-        self._waiting: list[Bar | Watermark] = []
+        self._waiting: list[TopicMessage] = []
         self._slice: set[tuple[str, int, int]] = set()  # bars since the last watermark; a bar sent again counts once
 
     @property
@@ -186,7 +212,7 @@ class SliceCollector:
         self._takes_watermarks = takes_watermarks
         self._slice.clear()
 
-    def add(self, items: Iterable[Bar | StreamWatermark]) -> list[Bar | Watermark]:
+    def add(self, items: Iterable[UpstreamMessage]) -> list[TopicMessage]:
         """Take what came from upstream; return what is ready to be published, in its order."""
         ready = 0
         for item in items:
@@ -204,15 +230,15 @@ class SliceCollector:
                 ready = len(self._waiting)
             else:
                 self._waiting.append(item)
-                if self._takes_watermarks:
+                if self._takes_watermarks and isinstance(item, Bar):
                     self._slice.add((item.symbol, item.ts_event_ns, item.revision))
         return self._take(ready) if self._takes_watermarks else self.take()
 
-    def take(self) -> list[Bar | Watermark]:
+    def take(self) -> list[TopicMessage]:
         """Return all that waits, without its watermark."""
         return self._take(len(self._waiting))
 
-    def _take(self, count: int) -> list[Bar | Watermark]:
+    def _take(self, count: int) -> list[TopicMessage]:
         taken = self._waiting[:count]
         del self._waiting[:count]
         return taken

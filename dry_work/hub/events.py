@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from dry_work.market.symbols import is_option
+
 STOCKS, OPTIONS, CRYPTO, NEWS = "stocks", "options", "crypto", "news"
 PAPER_ORDERS, LIVE_ORDERS = "orders.paper", "orders.live"
 DATA_FEEDS = (STOCKS, OPTIONS, CRYPTO, NEWS)
@@ -21,6 +23,7 @@ ORDERS = "orders"  # the channel of order updates; those of market data are name
 WATERMARKS = "watermarks"  # the exchange's word that a slice is complete; for those who ask, without a symbol
 UNKNOWN = "unknown"  # items of types that are not known; those who hold anything of the feed may want them
 ALL = "*"  # every symbol
+LONGEST_STOCK = 14  # characters of a symbol; that of an option has 16 or more
 
 # Types of Alpaca's items (`T`) by the channel that brings them.
 CHANNELS: Mapping[str, str] = {
@@ -36,6 +39,8 @@ CHANNELS: Mapping[str, str] = {
     "c": "corrections",
     "x": "cancelErrors",
 }
+STATUS_CHANNELS = ("statuses", "lulds")  # trading statuses and price bands; of stocks alone
+OPTION_BARS = "optionBars"  # wanted of options: the hub makes their bars itself, and tells them as bars of stocks
 IMPLIED = ("corrections", "cancelErrors")  # nobody asks for them: they come with the trades
 
 Topic = tuple[str, str, str]  # feed, channel, symbol
@@ -62,6 +67,12 @@ class HubEvent(msgspec.Struct, kw_only=True, eq=False, gc=False):
         if found is None:
             found = self.encoded[form] = encode(self)
         return found
+
+    @property
+    def is_named_only(self) -> bool:
+        """Whether it is for those alone who have named its symbol: a bar of an option, told among those of stocks."""
+        symbol = self.symbol
+        return len(symbol) > LONGEST_STOCK and self.feed == STOCKS and self.channel == "bars" and is_option(symbol)
 
     @property
     def topics(self) -> tuple[Topic, ...]:

@@ -49,6 +49,8 @@ class HubStatus(Protocol):
     def topics(self) -> tuple[TopicStatus, ...]: ...
     @property
     def sinks(self) -> tuple[SinkStatus, ...]: ...
+    @property
+    def option_bars(self) -> dict[str, int]: ...
 
 
 class ObservedHub(Protocol):
@@ -258,6 +260,7 @@ class HealthServer:
             sinks=status.sinks,
             topics=status.topics,
             topic_types=self._topic_types,
+            option_bars=status.option_bars,
             environment=self._environment,
         )
         try:

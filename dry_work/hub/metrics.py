@@ -25,6 +25,7 @@ class HubCounts(msgspec.Struct, frozen=True, kw_only=True):
     sinks: Sequence[SinkStatus] = ()
     topics: Sequence[TopicStatus] = ()
     topic_types: Mapping[str, str] = {}  # types of messages by topic
+    option_bars: Mapping[str, int] = {}  # the counters of `OptionBars`
     environment: str = "paper"
 
 
@@ -128,6 +129,27 @@ def _complete(types: Mapping[str, int], total: int) -> Counter[str]:
     return found
 
 
+_OPTION_TRADES = {
+    "trades": "in_bar",
+    "late_trades": "late",
+    "taken_back": "taken_back",
+    "malformed_trades": "malformed",
+}
+
+
+def build_option_metrics(counts: HubCounts) -> list[Metric]:
+    """Return what has become of the trades of options whose bars are wanted."""
+    found = counts.option_bars
+    trades = Metric(f"{_PREFIX}option_trades_total", COUNTER, "Trades of options whose bars are wanted, by outcome.")
+    for name, outcome in _OPTION_TRADES.items():
+        trades.add(found.get(name, 0), outcome=outcome)
+    bars = Metric(f"{_PREFIX}option_bars_total", COUNTER, "Bars made of trades of options.")
+    incomplete = Metric(
+        f"{_PREFIX}option_minutes_incomplete_total", COUNTER, "Minutes without a bar, as not all of them was heard."
+    )
+    return [trades, bars.add(found.get("bars", 0)), incomplete.add(found.get("incomplete_minutes", 0))]
+
+
 # Metric, what it counts, and which results of the NATS interface those are: by action, those accepted or those not.
 _ACTIONS = (
     ("nalpaca_canceler_cancel_count", "Orders canceled.", "cancel", True),
@@ -160,7 +182,12 @@ def build_nats_metrics(counts: HubCounts) -> list[Metric]:
 
 
 Builder = Callable[[HubCounts], list[Metric]]
-BUILDERS: tuple[Builder, ...] = (build_feed_metrics, build_client_metrics, build_nats_metrics)
+BUILDERS: tuple[Builder, ...] = (
+    build_feed_metrics,
+    build_client_metrics,
+    build_option_metrics,
+    build_nats_metrics,
+)
 
 
 def encode_hub_metrics(

@@ -34,7 +34,7 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic of Pub/Sub at one moment, and its counts: bars and watermarks, however many go in a message."""
+    """A topic of Pub/Sub at one moment, and its counts: bars, statuses and watermarks, however many go in a message."""
 
     topic: str
     published: int = 0  # those that Pub/Sub has taken

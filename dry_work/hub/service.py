@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import random
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -23,9 +22,11 @@ from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError, HubError
 from dry_work.hub.accounts import AccountSettings, HubAccount
 from dry_work.hub.bus import DATA_HISTORY, ORDER_HISTORY, Bus
-from dry_work.hub.core import ConnectionState, bar_topics, build_feeds
+from dry_work.hub.core import ConnectionState, bar_topics, build_feeds, split_wishes, status_topics
+from dry_work.hub.event_loop import choose_loop, close_runner
 from dry_work.hub.events import ALL, DATA_FEEDS, NEWS, ORDER_FEEDS, WATERMARKS, Topic
 from dry_work.hub.interest import Interest
+from dry_work.hub.joined_targets import build_targets
 from dry_work.hub.ports import (
     TOPIC_CAPACITY,
     ActionTaker,
@@ -37,7 +38,6 @@ from dry_work.hub.ports import (
 )
 from dry_work.hub.settings import DEFAULT_FEED, parse_stream_url
 from dry_work.hub.status import HubStatus
-from dry_work.hub.targets import FeedTarget
 from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
 from dry_work.hub.upstreams.order_sources import build_order_connection
@@ -97,6 +97,7 @@ class HubService:
         timing: times of the upstream connections.
         feeds: what differs for some of them, by feed (stocks, options, crypto, news).
         data_history, order_history: events of a feed that a client can go back.
+        statuses: trading statuses and price bands of the stocks among `symbols` go to Pub/Sub too.
         batch: publish the bars that came together in one message, in the batch form.
         capacity: bars and watermarks of one topic that may wait for Pub/Sub before upstream is held back.
         health: tells others how the hub is; it is the first part to start and the last to stop.
@@ -132,6 +133,7 @@ class HubService:
         feeds: Mapping[str, FeedSettings] | None = None,
         data_history: int = DATA_HISTORY,
         order_history: int = ORDER_HISTORY,
+        statuses: bool = False,
         batch: bool = False,
         capacity: int = TOPIC_CAPACITY,
         health: Callable[[HubService], HealthPart] | None = None,
@@ -174,7 +176,9 @@ class HubService:
                 on_failure=self._fail,
             )
         is_alone = not sinks
-        self._targets = {feed.feed: FeedTarget(feed, self.bus, self._topics, is_alone=is_alone) for feed in served}
+        self._targets, self._option_bars = build_targets(
+            served, self.bus, self._topics, clock=self.clock, is_alone=is_alone, tells_statuses=statuses
+        )
         self._connections = {
             feed.feed: AlpacaDataConnection(
                 feed=feed.name,
@@ -211,6 +215,8 @@ class HubService:
         self._refusal: ConfigError | None = None  # of an interface that cannot be opened
         if symbols:
             self.acquire(CONFIGURED, symbols)
+        if statuses and self._topics is not None:  # behind the bars, should there be a limit
+            self.hold(CONFIGURED, status_topics(map(parse_symbol, symbols)))
 
     def start(self, timeout_s: float = 10.0) -> None:
         """Create the topics, begin to publish, to connect and to serve.
@@ -335,6 +341,7 @@ class HubService:
             ),
             topics=self._topics_status(),
             sinks=tuple(sink.status() for sink in self._sinks),
+            option_bars=self._option_bars.read_counts(),
         )
 
     def _topics_status(self) -> tuple[TopicStatus, ...]:
@@ -367,11 +374,11 @@ class HubService:
 
     def _run(self) -> None:
         try:
-            runner = asyncio.Runner(loop_factory=_choose_loop())
+            runner = asyncio.Runner(loop_factory=choose_loop())
             try:
                 runner.run(self._serve())
             finally:
-                _close(runner)
+                close_runner(runner)
         except BaseException as error:
             _log.exception("the hub's thread died")
             self._fail(error)
@@ -447,12 +454,12 @@ class HubService:
         await self._stopping.wait()
 
     def _pass_interest_on(self) -> None:
-        wanted: dict[str, list[tuple[str, str]]] = {feed: [] for feed in self._connections}
         with self._lock:
-            for feed, channel, symbol in self._interest.wanted:
-                wanted[feed].append((channel, symbol))
-        for feed, wishes in wanted.items():
-            self._connections[feed].want(wishes)
+            wanted = split_wishes(self._interest.wanted)
+        for feed, connection in self._connections.items():
+            wishes = wanted.get(feed, ())
+            self._targets[feed].want(wishes)
+            connection.want(wishes)
 
     def _note_feed(self, status: FeedStatus) -> None:
         """Tell of a feed's state, to the interfaces that pass it on too."""
@@ -481,23 +488,3 @@ class HubService:
             first, self._failed = not self._failed, True
         if first and self._on_failure is not None:
             self._on_failure(error)
-
-
-def _close(runner: asyncio.Runner) -> None:
-    try:
-        runner.close()
-    except OSError as error:
-        # uvloop, seldom: libuv is not done with a request yet. Nothing of the hub waits for it any more.
-        if error.errno != errno.EBUSY:
-            raise
-        _log.warning("the event loop was left open", error=str(error))
-
-
-def _choose_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop, which the extra `hub` installs, or None for asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

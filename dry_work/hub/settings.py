@@ -12,7 +12,7 @@ import msgspec
 
 from dry_work.addresses import is_alpaca_url
 from dry_work.errors import ConfigError
-from dry_work.hub.core import STOCK_FEEDS, build_feeds, split_symbols
+from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, build_feeds, split_symbols
 from dry_work.hub.variables import read_duration, read_flag
 from dry_work.market.symbols import parse_symbols, read_symbols
 from dry_work.settings import (
@@ -76,10 +76,12 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     project: str | None = None  # Google Cloud's; needed for Pub/Sub alone
     stream_url: str = DEFAULT_STREAM_URL
     feed: str = DEFAULT_FEED
+    option_feed: str = ""  # indicative or opra; empty: as the environment says
     pubsub_endpoint: str | None = None  # host:port of an emulator, None: Google
     market_topic: str = MARKET_TOPIC
     crypto_topic: str = CRYPTO_TOPIC
     sinks: tuple[str, ...] = DEFAULT_SINKS
+    statuses: bool = True  # trading statuses and price bands of stocks go to Pub/Sub
     batch: bool = False  # several bars in a Pub/Sub message
     accounts: tuple[AccountKeys, ...] = ()
     environment: str = "paper"  # of the account whose updates Alpaca's own path brings
@@ -157,9 +159,11 @@ def build_settings(
             stream_url or read_variable(environment, "ALPACA_STREAM_URL") or _choose_stream_url(accounts)
         ),
         feed=stock_feed,
+        option_feed=_read_option_feed(environment),
         pubsub_endpoint=_parse_endpoint(pubsub_endpoint or read_variable(environment, "PUBSUB_EMULATOR_HOST")),
         market_topic=_check_topic(market, "MARKET_DATA_TOPIC"),
         crypto_topic=_check_topic(crypto, "CRYPTO_DATA_TOPIC"),
+        statuses=read_flag(environment, "HUB_STATUSES", default=True),
         batch=read_flag(environment, "HUB_BATCH") if batch is None else batch,
         accounts=accounts,
         environment=parse_account_environment(environment),
@@ -293,6 +297,13 @@ def _choose_stream_url(accounts: Sequence[AccountKeys]) -> str:
     """Return where market data comes from: keys of the Broker API's sandbox have a host of their own."""
     is_sandbox = any(keys.account_id and keys.environment == "paper" for keys in accounts)
     return SANDBOX_STREAM_URL if is_sandbox else DEFAULT_STREAM_URL
+
+
+def _read_option_feed(environment: Mapping[str, str]) -> str:
+    found = read_variable(environment, "ALPACA_OPTION_FEED").lower()
+    if found and found not in OPTION_FEEDS:
+        raise ConfigError(f"ALPACA_OPTION_FEED={found!r}: expected one of {', '.join(OPTION_FEEDS)}")
+    return found
 
 
 def _read_feed(environment: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
     feeds: tuple[FeedStatus, ...]
     topics: tuple[TopicStatus, ...]
     sinks: tuple[SinkStatus, ...] = ()
+    option_bars: dict[str, int] = {}  # what became of the trades of options, and their bars: see `OptionBars`
 
     @property
     def received(self) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dry_work.hub.bus import Bus
-from dry_work.hub.core import Feed, SliceCollector
+from dry_work.hub.core import Feed, SliceCollector, TopicMessage, UpstreamMessage
 from dry_work.hub.events import CHANNELS, UNKNOWN, WATERMARKS
 from dry_work.hub.upstreams.alpaca_data import Item
-from dry_work.market.messages import Bar, Watermark
-from dry_work.wire.alpaca_stream import StreamWatermark
+from dry_work.hub.upstreams.subscription_plan import Wish
 
 # A watermark follows its bars at once. When it does not, they are not held back for it any longer than this.
 WATERMARK_WAIT_S = 0.02
@@ -31,9 +30,18 @@ class FeedTarget:
         is_alone: nobody but Pub/Sub reads this hub. When its topic has no room, the upstream is then not read; it is
             not read either while watermarks come, for those who wait for them. Otherwise the topic's oldest bars are
             given up: what Pub/Sub does not take is no reason for others to wait.
+        tells_statuses: trading statuses and price bands go to the topic too.
     """
 
-    def __init__(self, feed: Feed, bus: Bus, topics: PubSubSink | None = None, *, is_alone: bool = True) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        bus: Bus,
+        topics: PubSubSink | None = None,
+        *,
+        is_alone: bool = True,
+        tells_statuses: bool = False,
+    ) -> None:
         self._feed = feed.feed
         self._bus = bus
         self._topic = feed.topic
@@ -41,15 +49,24 @@ class FeedTarget:
         self._is_alone = is_alone
         self._holds_back = is_alone
         self.reads_bars = self._sink is not None
+        self.reads_statuses = tells_statuses and self._sink is not None
         self._collector = SliceCollector()
         self._timer: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
+        self._is_wanted = False  # somebody wants something of the feed
+
+    def want(self, wishes: Collection[Wish]) -> None:
+        """Note what is wanted of the feed, by channel and symbol."""
+        self._is_wanted = bool(wishes)
 
     def begin_session(self, *, takes_watermarks: bool) -> None:
         self._holds_back = self._is_alone or takes_watermarks
         self._collector.begin_session(takes_watermarks=takes_watermarks)
 
-    def take(self, items: Sequence[Item], messages: Sequence[Bar | StreamWatermark], *, recv_ns: int) -> None:
+    def note_subscribed(self, channels: Mapping[str, tuple[str, ...]]) -> None:
+        """Nothing is to be done."""
+
+    def take(self, items: Sequence[Item], messages: Sequence[UpstreamMessage], *, recv_ns: int) -> None:
         feed, publish = self._feed, self._bus.publish
         for item in items:
             symbols = item.get("symbols")
@@ -89,7 +106,7 @@ class FeedTarget:
         self._cancel_timer()
         self._offer(self._collector.take())
 
-    def _offer(self, messages: Sequence[Bar | Watermark]) -> None:
+    def _offer(self, messages: Sequence[TopicMessage]) -> None:
         if messages and self._sink is not None:
             self._sink.offer(self._topic, messages, drops_oldest=not self._holds_back)
 

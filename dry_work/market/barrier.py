@@ -120,6 +120,10 @@ class BarBarrier:
         self._drops_late = drops_late
         self._dropped: list[Bar] = []
 
+    def wants(self, symbol: str) -> bool:
+        """Tell whether slices have the bars of a symbol."""
+        return symbol in self._order
+
     def push_bar(self, topic: str, bar: Bar, now_ns: int) -> None:
         """Take a bar; per symbol their times rise."""
         self._count_arrival(topic, bar.end_ns)
@@ -318,6 +322,9 @@ class SliceAssembler:
         sequencer: numbers of messages.
         barrier: slices.
         tells_revised: mark corrections of bars as to be told.
+
+    Statuses of symbols that are not wanted are counted as `unwanted_statuses` and left out: a topic of Pub/Sub has
+    those of all its readers.
     """
 
     def __init__(self, *, sequencer: Sequencer, barrier: BarBarrier, tells_revised: bool = False) -> None:
@@ -368,6 +375,8 @@ class SliceAssembler:
                     self._pass_bar(envelope, bar, now_ns)
             elif isinstance(message, Watermark):
                 self._barrier.push_watermark(envelope.topic, message, now_ns, ordered=bool(envelope.epoch))
+            elif isinstance(message, TradingStatus | PriceBands) and not self._barrier.wants(message.symbol):
+                self._barrier.counts["unwanted_statuses"] += 1
             else:
                 self._others.append(message)
 

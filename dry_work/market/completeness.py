@@ -2,7 +2,8 @@
 
 A bar is expected for each length of a bar in which its market is open and its symbol is not halted: a share's in the
 regular hours of its exchange (half days and holidays are known), a crypto pair's always. A venue sends no bar for a
-minute without a trade, so a bar that is missing was lost, or nothing was traded.
+minute without a trade, so a bar that is missing was lost, or nothing was traded. Most contracts have no trade in most
+minutes: of options no bar is expected but those that come.
 
 `CompletenessTally.note` costs a call and one step a bar. What was noted is judged when somebody asks, or when much of
 it waits, since the exchange's calendar takes a second to load.
@@ -20,7 +21,7 @@ from dry_work.clock import MINUTE_NS
 from dry_work.errors import ConfigError
 from dry_work.market.calendar import SessionCalendar, shared_calendar
 from dry_work.market.messages import BarNote, Slice
-from dry_work.market.symbols import is_crypto
+from dry_work.market.symbols import is_crypto, is_option
 
 MINUTES_KEPT = 512  # of which `minute` knows
 _MOST_SLICES = 4096  # that wait to be judged
@@ -37,6 +38,7 @@ class Arrival(StrEnum):
     MISSING = "missing"  # not, although the market was open
     CLOSED = "closed"  # not, and the market was closed
     HALTED = "halted"  # not, and the symbol was halted
+    QUIET = "quiet"  # not, as usual with an option
 
 
 class Completeness(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,13 +130,22 @@ class CompletenessTally:
         symbols: those that are counted; bars of others are left out.
         hours: when their markets are open.
         length_ns: of a bar.
+        loads_hours: now, and not when something is judged first: where a pause of a second would come in the way.
     """
 
-    def __init__(self, symbols: Iterable[str], *, hours: MarketHours | None = None, length_ns: int = MINUTE_NS) -> None:
+    def __init__(
+        self,
+        symbols: Iterable[str],
+        *,
+        hours: MarketHours | None = None,
+        length_ns: int = MINUTE_NS,
+        loads_hours: bool = False,
+    ) -> None:
         self.symbols = tuple(dict.fromkeys(symbols))
         self._hours = hours or MarketHours()
         self._length_ns = length_ns
         self._is_crypto = {symbol: is_crypto(symbol) for symbol in self.symbols}
+        self._quiet = frozenset(filter(is_option, self.symbols))  # traded now and then: no bar of them is expected
         self._counts: dict[str, Counter[str]] = {symbol: Counter() for symbol in self.symbols}
         self._expected = {False: 0, True: 0}  # by whether it is crypto
         self._start_ns = 0  # start of the first bar that is expected
@@ -148,6 +159,8 @@ class CompletenessTally:
         self._waiting_bars = 0
         self._halts: dict[str, list[_Halt]] = {}
         self._older_halted: Counter[str] = Counter()  # bars of halts that are not kept any more
+        if loads_hours and not all(self._is_crypto.values()):
+            self._hours.load()
 
     def note(self, piece: Slice) -> None:
         """Count a slice."""
@@ -157,7 +170,7 @@ class CompletenessTally:
         for bar in piece.bars:
             name = own.get(bar.symbol)
             if name is not None:
-                bar_end_ns = bar.end_ns
+                bar_end_ns = bar.ts_event_ns + bar.length_ns
                 if bar_end_ns == end_ns:
                     names.append(name)
                 else:
@@ -213,6 +226,8 @@ class CompletenessTally:
         )
         # The word of a halt may come after a bar of that time was counted.
         expected = max(in_hours - halted, sum(there.values()))
+        if symbol in self._quiet:
+            in_hours = expected = sum(there.values())
         return Completeness(
             expected=expected,
             **{kind.value: count for kind, count in there.items()},
@@ -242,7 +257,9 @@ class CompletenessTally:
             return None
         if not self._hours.is_open(symbol, start_ns):
             return Arrival.CLOSED
-        return Arrival.HALTED if self._is_halted(symbol, start_ns) else Arrival.MISSING
+        if self._is_halted(symbol, start_ns):
+            return Arrival.HALTED
+        return Arrival.QUIET if symbol in self._quiet else Arrival.MISSING
 
     def _is_halted(self, symbol: str, start_ns: int) -> bool:
         return any(

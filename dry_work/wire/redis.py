@@ -126,7 +126,7 @@ def validate_registration(body: Mapping[str, Any]) -> Registration:
 def channels_of(symbol: str) -> tuple[str, ...]:
     """Return the channels that there are of a canonical symbol."""
     if is_option(symbol):
-        return (TRADES, "quotes", NEWS)
+        return (BARS, TRADES, "quotes", NEWS, WATERMARKS)
     return (*(CRYPTO_CHANNELS if is_crypto(symbol) else STOCK_CHANNELS), NEWS, WATERMARKS)
 
 

@@ -16,7 +16,7 @@ from alpaca.data.models import Bar as AlpacaBar
 
 from dry_work.exchange.server import ExchangeServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 KEY, SECRET = "PKTEST", "secret"
 
 

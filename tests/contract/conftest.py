@@ -26,8 +26,9 @@ from google.cloud import pubsub_v1
 from google.pubsub_v1 import PublisherClient as GapicPublisher
 
 from dry_work.embedded.pubsub import EmbeddedPubSub
+from tests.ports import find_free_port
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 EMULATOR_START_S = 60.0
 EMULATOR_IMAGE = "google/cloud-sdk:emulators"
@@ -63,9 +64,7 @@ def wait_until_listening(port: int, is_running: Callable[[], bool], host: str = 
 @contextlib.contextmanager
 def run_launcher(launcher: Path) -> Iterator[str]:
     """Run the emulator of an installed SDK; yields host and port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     process = subprocess.Popen(
         [str(launcher), "--host=127.0.0.1", f"--port={port}"],
         stdout=subprocess.DEVNULL,

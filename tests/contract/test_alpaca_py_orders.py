@@ -320,7 +320,7 @@ def test_a_bar_gives_no_more_than_its_volume(client: TradingClient, market: Mark
 
 def set_faults(server: ExchangeServer, *faults: dict[str, Any]) -> None:
     headers = {"APCA-API-KEY-ID": KEY, "APCA-API-SECRET-KEY": SECRET}
-    requests.post(f"{server.url}/dry-work/v1/faults", json=list(faults), headers=headers, timeout=10).raise_for_status()
+    requests.post(f"{server.url}/dry-work/v1/faults", json=list(faults), headers=headers, timeout=60).raise_for_status()
 
 
 def test_a_504_behind_an_accepted_order_makes_the_retry_a_duplicate_that_is_refused(

@@ -20,11 +20,12 @@ from google.protobuf.duration_pb2 import Duration
 
 from dry_work.clock import SECOND_NS, ManualClock
 from dry_work.embedded.pubsub import EmbeddedPubSub
+from tests.ports import find_free_port
 
 if TYPE_CHECKING:
     from conftest import Pubsub
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = TIMEOUT_S) -> None:
@@ -629,7 +630,7 @@ def test_a_subscription_setting_that_is_not_offered_is_refused_by_name(ours: Pub
 
 
 def test_a_port_can_be_used_again_at_once_after_a_stop(make_pubsub: Callable[[str], Pubsub]) -> None:
-    first = EmbeddedPubSub()
+    first = EmbeddedPubSub(port=find_free_port())
     first.start()
     pubsub = make_pubsub(first.target)
     try:

@@ -21,7 +21,7 @@ from google.cloud.devtools.cloudbuild_v1.services.cloud_build.transports import 
 from google.longrunning import operations_pb2
 from google.protobuf import any_pb2
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ROOT = Path(__file__).parents[2]
 Status = cloudbuild.Build.Status
 

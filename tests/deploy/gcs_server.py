@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -14,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-DEADLINE_S = 30.0
+from tests.ports import find_free_port
+
+DEADLINE_S = 60.0
 BUCKET = "agent-source-code"
 
 
@@ -25,9 +26,7 @@ def run_gcs_server(folder: Path) -> Iterator[str]:
     programs = list(Path(package.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*"))
     if not programs:
         pytest.skip("the package has no fake-gcs-server for this machine")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     address = f"http://127.0.0.1:{port}"
     options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", address]
     options += ["-public-host", f"127.0.0.1:{port}", "-backend", "memory", "-log-level", "error"]
@@ -45,7 +44,7 @@ def run_gcs_server(folder: Path) -> Iterator[str]:
         request = urllib.request.Request(
             f"{address}/storage/v1/b?project=p", body, {"Content-Type": "application/json"}
         )
-        urllib.request.urlopen(request, timeout=5).close()
+        urllib.request.urlopen(request, timeout=60).close()
         yield address
     finally:
         process.terminate()

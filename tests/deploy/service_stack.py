@@ -21,7 +21,7 @@ from deploy.store_sqlite import SqliteAgentStore
 from tests.deploy.cloud_build_server import CloudBuildServer, Fetch
 from tests.deploy.kubernetes_server import KubernetesServer
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ANN = Caller(user_id="ann")
 BEN = Caller(user_id="ben")
 

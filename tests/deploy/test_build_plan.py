@@ -23,7 +23,7 @@ from tests.deploy.cloud_build_server import CloudBuildServer, Refused, check_bui
 from tests.deploy.service_stack import agent_zip
 
 SETTINGS = DeploySettings(project="my-project", region="europe-west3", cluster="c-1")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def make_plan(**changes: Any) -> BuildPlan:
@@ -170,7 +170,7 @@ def cloud(tmp_path: Path) -> Iterator[CloudBuildServer]:
 
 @pytest.fixture
 def builds(cloud: CloudBuildServer) -> Iterator[CloudBuildService]:
-    service = CloudBuildService("my-project", timeout_s=5.0, read_log=cloud.read_log, client=cloud.client())
+    service = CloudBuildService("my-project", timeout_s=30.0, read_log=cloud.read_log, client=cloud.client())
     yield service
     service.close()
     service.close()
@@ -246,7 +246,7 @@ def test_errors_of_cloud_build_keep_their_meaning(
 
 
 def test_a_cloud_build_that_cannot_be_reached_has_started_nothing(cloud: CloudBuildServer) -> None:
-    service = CloudBuildService("my-project", timeout_s=5.0, client=cloud.client())
+    service = CloudBuildService("my-project", timeout_s=30.0, client=cloud.client())
     cloud.close()
     with pytest.raises(UnavailableError) as caught:
         service.submit(make_plan())

@@ -31,7 +31,7 @@ def server() -> Iterator[KubernetesServer]:
 
 @pytest.fixture
 def cluster(server: KubernetesServer) -> Iterator[KubernetesCluster]:
-    cluster = KubernetesCluster(server.client(), NAMESPACE, now=lambda: NOW, timeout_s=5.0)
+    cluster = KubernetesCluster(server.client(), NAMESPACE, now=lambda: NOW, timeout_s=30.0)
     yield cluster
     cluster.close()
     cluster.close()
@@ -154,7 +154,7 @@ users: [{{name: u, user: {{token: from-the-file}}}}]
 """
     )
     client = connect("p", "r", "c", environment={"KUBECONFIG": str(path)})
-    cluster = KubernetesCluster(client, NAMESPACE, now=lambda: NOW, timeout_s=5.0)
+    cluster = KubernetesCluster(client, NAMESPACE, now=lambda: NOW, timeout_s=30.0)
     assert cluster.rollout("a").phase == "missing"
     assert server.tokens == {"Bearer from-the-file"}
     cluster.close()

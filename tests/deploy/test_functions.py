@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -28,10 +29,11 @@ from tests.deploy.gcs_server import BUCKET, fetch_object, run_gcs_server
 from tests.deploy.kubernetes_server import KubernetesServer
 from tests.deploy.service_stack import ANN, Stack, agent_zip
 from tests.deploy.tokens import TokenMaker
+from tests.ports import find_free_port
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "functions" / "main.py"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Served:
@@ -75,13 +77,13 @@ class Served:
         """Return the answers in callable and in plain form."""
         return self.call(function, {"data": data}, **how)[:2], self.call(function, data, **how)[:2]
 
-    def make(self, agent_id: str, *, user: str = "ann", comment: str = "") -> str:
-        """Make an agent, upload its source, and return its digest."""
+    def make(self, agent_id: str, *, user: str = "ann") -> str:
+        """Make an agent unless it is there, upload a source that it has not had yet, and return its digest."""
         assert self.call("createTradingAgent", {"agentId": agent_id, "name": "x"}, user=user)[0] == 200
         query = "?" + urllib.parse.urlencode({"agentId": agent_id})
         status, answer, _ = self.call(
             "uploadAgentSource",
-            raw=agent_zip(comment),
+            raw=agent_zip(secrets.token_hex(8)),
             content_type="application/zip",
             query=query,
             user=user,
@@ -136,9 +138,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 }
             )
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = find_free_port()
         environment = {
             **os.environ,
             "GOOGLE_CLOUD_PROJECT": "my-project",
@@ -281,7 +281,7 @@ def test_409_for_an_id_that_is_taken(served: Served) -> None:
 def test_ids_with_quotes_and_spaces_are_data_all_the_way_to_the_cluster(served: Served) -> None:
     agent_id = 'it\'s "$(touch x)" `$PROJECT_ID` ${_IMAGE}: &a'
     agent_id = agent_id.replace("{", "(").replace("}", ")")
-    served.make(agent_id, comment="quotes")
+    served.make(agent_id)
     status, answer, _ = served.call("deployTradingAgent", {"agentId": agent_id})
     assert (status, answer["agentId"]) == (200, agent_id)
     found = served.settle(agent_id)
@@ -300,31 +300,32 @@ def test_ids_with_quotes_and_spaces_are_data_all_the_way_to_the_cluster(served: 
 
 
 def test_an_agent_is_made_uploaded_deployed_read_stopped_and_listed(served: Served) -> None:
-    status, made, _ = served.call("createTradingAgent", {"data": {"name": "Mean reversion"}}, user="cleo")
+    cleo = f"cleo-{secrets.token_hex(4)}"  # has no agent yet
+    status, made, _ = served.call("createTradingAgent", {"data": {"name": "Mean reversion"}}, user=cleo)
     assert status == 200
     agent_id = made["result"]["agentId"]
     asked = {"agentId": agent_id}
-    status, offered, _ = served.call("uploadAgentSource", asked, user="cleo")
+    status, offered, _ = served.call("uploadAgentSource", asked, user=cleo)
     assert (status, offered["method"]) == (200, "PUT")
     request = urllib.request.Request(offered["uploadUrl"], agent_zip("signed"), offered["headers"], method="PUT")
     urllib.request.urlopen(request, timeout=DEADLINE_S).close()
-    status, accepted, _ = served.call("uploadAgentSource", {"data": {**asked, "uploaded": True}}, user="cleo")
+    status, accepted, _ = served.call("uploadAgentSource", {"data": {**asked, "uploaded": True}}, user=cleo)
     assert (status, accepted["result"]["symbols"]) == (200, ["AAPL", "BTC/USD"])
     digest = accepted["result"]["sourceDigest"]
-    assert served.call("deployTradingAgent", {**asked, "sourceDigest": digest}, user="cleo")[0] == 200
+    assert served.call("deployTradingAgent", {**asked, "sourceDigest": digest}, user=cleo)[0] == 200
     deadline = time.monotonic() + DEADLINE_S
-    while served.call("getTradingAgentStatus", asked, user="cleo")[1]["status"] != "deployed":
+    while served.call("getTradingAgentStatus", asked, user=cleo)[1]["status"] != "deployed":
         assert time.monotonic() < deadline
     status, logs, _ = served.call(
-        "getTradingAgentLogs", {"data": {**asked, "since": "2026-01-01T00:00:00Z", "limit": 5}}, user="cleo"
+        "getTradingAgentLogs", {"data": {**asked, "since": "2026-01-01T00:00:00Z", "limit": 5}}, user=cleo
     )
     assert (status, [line["text"] for line in logs["result"]["lines"]]) == (200, ["started", "bar 1"])
-    assert served.call("restartTradingAgent", asked, user="cleo")[1]["status"] == "deployed"
-    status, answer, _ = served.call("rollbackTradingAgent", asked, user="cleo")
+    assert served.call("restartTradingAgent", asked, user=cleo)[1]["status"] == "deployed"
+    status, answer, _ = served.call("rollbackTradingAgent", asked, user=cleo)
     assert (status, answer["status"]) == (400, "FAILED_PRECONDITION")
-    assert served.call("stopPaperTrading", asked, user="cleo")[1]["status"] == "stopped"
+    assert served.call("stopPaperTrading", asked, user=cleo)[1]["status"] == "stopped"
     for body, unwrap in (({"data": None}, True), (None, False), ({}, False)):
-        status, listed, _ = served.call("listTradingAgents", body, user="cleo")
+        status, listed, _ = served.call("listTradingAgents", body, user=cleo)
         agents = (listed["result"] if unwrap else listed)["agents"]
         assert [(agent["agentId"], agent["name"], agent["status"]) for agent in agents] == [
             (agent_id, "Mean reversion", "stopped")

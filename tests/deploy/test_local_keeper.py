@@ -20,7 +20,7 @@ from deploy.local_files import is_locked, locked, read_env_file, take_lock
 from deploy.local_keeper import RotatingLog
 from deploy.local_spec import KeptProcess, ProcessSpec, ProcessState
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

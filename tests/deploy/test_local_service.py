@@ -34,6 +34,7 @@ from deploy.store_sqlite import SqliteAgentStore
 from dry_work.cli import cli
 from dry_work.cli.deploy_client import DeployClient
 from dry_work.errors import ConfigError
+from tests.ports import find_free_port
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 90.0
@@ -103,7 +104,7 @@ def processes(folder: LocalFolder) -> dict[str, int]:
     return {path.name: cluster.kept(path.name).read_state().pid for path in folder.agents.iterdir()}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_agent_is_deployed_trades_is_upgraded_rolled_back_and_stopped(terminal: Terminal) -> None:
     deploy = ("deploy", str(ROOT / "agents" / "sma_cross.py"), *CROSSING)
     planned = terminal.run(*deploy, "--plan")
@@ -228,7 +229,8 @@ def test_agents_that_do_not_import_or_do_not_run_fail_with_the_reason_and_builds
 
 
 def test_the_service_answers_its_own_host_only_and_serves_the_page(terminal: Terminal) -> None:
-    url = start_service(terminal.folder)
+    # Not the usual port, which another test may take while nobody has it.
+    url = start_service(terminal.folder, port=find_free_port())
     assert start_service(terminal.folder) == url
     assert terminal.folder.root.stat().st_mode & 0o077 == 0
     host, port = url.removeprefix("http://").split(":")

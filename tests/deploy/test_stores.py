@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -29,6 +28,7 @@ from deploy.store_firestore import FirestoreAgentStore
 from deploy.store_sqlite import SqliteAgentStore
 from tests.deploy.gcs_server import BUCKET, fetch_object, run_gcs_server
 from tests.deploy.tokens import TokenMaker
+from tests.ports import find_free_port
 
 DEADLINE_S = 60.0
 TIME = dt.datetime(2026, 1, 2, 15, 4, 5, 678901, dt.UTC)
@@ -54,9 +54,7 @@ def firestore_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     jar, java = find_emulator(), shutil.which("java")
     if jar is None or java is None:
         pytest.skip("no Firestore emulator: `gcloud components install cloud-firestore-emulator` and a Java")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     main = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"  # as the script beside the jar calls it
     command = [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-cp", str(jar), main]
     log_path = tmp_path_factory.mktemp("firestore") / "log"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -46,13 +45,6 @@ def mask(line: str) -> str:
     """Return a line without what differs from run to run, and without its layout."""
     masked = line if _RESULT.match(line) else _VARYING.sub("#", line)
     return re.sub(r"\s+", " ", masked).strip()
-
-
-def find_free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Reader:

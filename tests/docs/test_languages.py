@@ -22,8 +22,9 @@ from dry_work.embedded.nats_server import EmbeddedNats, find_nats_server
 from dry_work.embedded.valkey_server import EmbeddedValkey, find_valkey_server
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
+from tests.ports import find_free_port
 
-from .reader import Block, Reader, find_free_port, read_blocks
+from .reader import Block, Reader, read_blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "languages.md"
 DEADLINE_S = 90.0
@@ -37,7 +38,7 @@ PORTS = {
 OTHERS = ("STREAM_PROXY_METRICS_PORT", "HEALTH_PORT", "GRPC_PORT")
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),  # against a hang, not against a machine under load
     pytest.mark.skipif(
         find_nats_server() is None or find_valkey_server() is None, reason="nats-server and valkey-server are needed"
     ),

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .reader import LIMIT_S, Reader, find_free_port
+from tests.ports import find_free_port
+
+from .reader import LIMIT_S, Reader
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 

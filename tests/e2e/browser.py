@@ -17,7 +17,7 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 
 
 def find_chromium() -> str | None:

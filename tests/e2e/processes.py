@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.ports import find_free_port
+
 DEADLINE_S = 90.0
 
 
@@ -49,12 +51,13 @@ class Program:
         found: list[re.Match[str]] = []
 
         def look() -> bool:
+            has_ended = not self._reader.is_alive()  # and all that it wrote is in the lines
             for line in list(self.lines):
                 match = re.search(pattern, line)
                 if match:
                     found.append(match)
                     return True
-            assert self.process.poll() is None or not self._reader.is_alive(), self.output
+            assert not has_ended, f"ended without {pattern!r}:\n{self.output}"
             return False
 
         wait_until(look, lambda: f"no line with {pattern!r} from {self.args}:\n{self.output}")
@@ -68,9 +71,9 @@ class Program:
         self._reader.join(DEADLINE_S)
         return code
 
-    def result(self) -> dict[str, Any]:
+    def result(self, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
         """Return the object of `--json`, the last line."""
-        assert self.wait() == 0, self.output
+        assert self.wait(timeout_s) == 0, self.output
         found: dict[str, Any] = json.loads(self.lines[-1])
         return found
 
@@ -96,17 +99,16 @@ class Service:
         self, start: Callable[..., Program], *args: str, ready: str, env: dict[str, str] | None = None
     ) -> None:
         self._start, self._args, self._ready, self._env = start, args, ready, env
-        self._port_args: tuple[str, ...] = ("--port", "0") if "(?P<port>" in ready else ()
-        self.port = 0
+        self.port = find_free_port() if "(?P<port>" in ready else 0
+        self._port_args = ("--port", str(self.port)) if self.port else ()
         self.start()
 
     def start(self) -> None:
         """Start it; returns when it is ready."""
         self.program = self._start(*self._args, *self._port_args, env=self._env)
         match = self.program.wait_for_line(self._ready)
-        if self._port_args:
-            self.port = int(match["port"])
-            self._port_args = ("--port", str(self.port))
+        if self.port:
+            assert int(match["port"]) == self.port
 
     def kill(self) -> None:
         """End it with SIGKILL."""

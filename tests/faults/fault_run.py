@@ -73,7 +73,7 @@ class OpenExchange(ExchangeServer):
             return venue.account(key_id), venue.positions(key_id), venue.orders(key_id)
 
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(10.0)
+        return asyncio.run_coroutine_threadsafe(read(), self._loop).result(60.0)
 
 
 class SteppedSource:
@@ -91,7 +91,7 @@ class SteppedSource:
         self._wakeup = wakeup
         self._thread = threading.Thread(target=self._read, name="stepped source", daemon=True)
         self._thread.start()
-        assert self._subscribed.wait(10.0)
+        assert self._subscribed.wait(60.0)
 
     def done(self, piece: Slice) -> None:
         """The strategy has had its turn."""
@@ -348,7 +348,7 @@ class Run:
         headers = {"APCA-API-KEY-ID": key, "APCA-API-SECRET-KEY": "any", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.exchange.url}/dry-work/v1/{path}", data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=10.0) as answer:
+        with urllib.request.urlopen(request, timeout=60.0) as answer:
             return json.loads(answer.read())
 
     def _set_faults(self, faults: Sequence[Mapping[str, Any]]) -> None:
@@ -377,7 +377,7 @@ class Run:
             return list(self.exchange._state.accounts[KEY].fills)
 
         assert self.exchange._loop is not None
-        return asyncio.run_coroutine_threadsafe(read(), self.exchange._loop).result(10.0)
+        return asyncio.run_coroutine_threadsafe(read(), self.exchange._loop).result(60.0)
 
     def _is_settled(self) -> bool:
         """Tell whether the broker has done what it was asked and knows what the venue knows."""

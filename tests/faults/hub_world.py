@@ -12,7 +12,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from dry_work.wire.pubsub import encode_time, parse_time
 from tests.faults.hub_clients import BARS, ORDERS, SYMBOL, TRADES, Addresses, EventLoop, Listener, OrderKey, build_fleet
 from tests.faults.hub_trader import NatsTrader
 from tests.integration.alpaca_upstream import KEY, SECRET, Upstream
+from tests.ports import find_free_port
 
 DEADLINE_S = 60.0
 PAIR = "BTC/USD"
@@ -461,11 +461,7 @@ def describe(listeners: Iterable[Listener]) -> str:
 
 def find_ports(*names: str) -> dict[str, int]:
     """Return ports that are free now."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-    ports = {name: int(probe.getsockname()[1]) for name, probe in zip(names, probes, strict=True)}
-    for probe in probes:
-        probe.close()
-    return ports
+    return {name: find_free_port() for name in names}
 
 
 def remove_folder(folder: Path) -> None:

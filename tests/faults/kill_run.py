@@ -16,7 +16,7 @@ from dry_work.broker.own_books import build_orders, sum_positions
 from tests.faults.programs import Program
 
 TRADER = Path(__file__).with_name("trader.py")
-LIFE_S = 60.0  # the longest that one process of the trader may take
+LIFE_S = 120.0  # the longest that one process of the trader may take
 MOST_LIVES = 12
 MARKETS = {
     # What a trader of the product meets in lock-step, and at Alpaca: the market and its events do not wait.
@@ -128,7 +128,7 @@ class Stage:
     def ask(self, path: str) -> Any:
         """Return the exchange's answer."""
         headers = {"APCA-API-KEY-ID": _KEY, "APCA-API-SECRET-KEY": _SECRET}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=10.0) as answer:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=60.0) as answer:
             return json.loads(answer.read())
 
     def close(self) -> None:

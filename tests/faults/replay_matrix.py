@@ -116,7 +116,7 @@ def _set_faults(stage: Stage, faults: Sequence[Mapping[str, Any]]) -> None:
         "Content-Type": "application/json",
     }
     request = urllib.request.Request(f"{stage.url}/dry-work/v1/faults", data=body, headers=headers)
-    with urllib.request.urlopen(request, timeout=10.0):
+    with urllib.request.urlopen(request, timeout=60.0):
         pass
 
 

@@ -19,7 +19,7 @@ from dry_work.market.messages import Bar
 from dry_work.wire import alpaca_stream
 from dry_work.wire.alpaca_stream import StreamCodec, StreamWatermark
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 KEY, SECRET = "test-key-id", "test-secret-value"
 
 

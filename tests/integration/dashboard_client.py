@@ -16,7 +16,7 @@ from dry_work.dashboard.access import HEADER
 from dry_work.dashboard.board import Board, Chart
 from dry_work.dashboard.snapshot import AccountView, Head, LineFacts, RiskView, RunFacts, SymbolRow
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 START_MS = 1_718_112_600_000
 
 

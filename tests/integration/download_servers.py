@@ -51,7 +51,7 @@ class DataServer:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(60)
 
     @property
     def tokens(self) -> list[str | None]:

@@ -11,7 +11,7 @@ from dry_work.feeds.recorded import Recording
 from dry_work.settings import Credentials
 
 KEYS = Credentials(key="known", secret="s")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ import time
 from collections import deque
 from typing import Any
 
+import pytest
+
+from dry_work.embedded.nats_server import find_nats_server
 from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.feeds.choice import build_transport
 from dry_work.feeds.hub_source import HubMarketSource
@@ -20,6 +23,7 @@ from dry_work.market.messages import Slice
 from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
 from dry_work.settings import FeedSettings
 from dry_work.wakeup import Wakeup
+from tests.ports import find_free_port
 
 from .alpaca_upstream import KEY, SECRET, Upstream, wait_until
 from .tcp_relay import Relay
@@ -28,8 +32,22 @@ DEADLINE_S = 30.0
 KINDS = ("pubsub", "ws", "grpc", "nats", "redis")
 PROJECT = "demo"
 CRYPTO_PATH = "/v1beta3/crypto/us"
-QUICK = UpstreamTiming(ping_interval_s=0.5, silence_timeout_s=5.0, slow_retry_s=0.3, first_wait_s=0.05)
+QUICK = UpstreamTiming(ping_interval_s=0.5, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05)
 TOKEN = "the-token-of-the-hub"
+
+
+def require(kind: str) -> None:
+    """Skip what this machine has not installed."""
+    packages = {"ws": ["picows", "websockets"], "grpc": ["grpc_health"], "nats": ["nats"], "redis": ["redis"]}
+    for package in packages.get(kind, []):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    if kind == "nats" and find_nats_server() is None:
+        pytest.skip("nats-server is not installed")
+    if kind == "redis":
+        from dry_work.embedded.valkey_server import find_valkey_server
+
+        if find_valkey_server() is None:
+            pytest.skip("valkey-server is not installed")
 
 
 class Reader:
@@ -112,7 +130,7 @@ class Reader:
 class FeedStack:
     """Everything of one kind; parts are started in the order upstream, server, hub, reader."""
 
-    def __init__(self, kind: str, *, is_guarded: bool = False) -> None:
+    def __init__(self, kind: str, *, is_guarded: bool = False, statuses: bool = False) -> None:
         self.kind = kind
         self.is_direct = kind in ("ws", "grpc")
         self.upstream = Upstream()
@@ -120,9 +138,10 @@ class FeedStack:
         self.failures: list[BaseException] = []
         self.readers: list[Reader] = []
         self._sink: Any = None
-        self._port = 0  # of the hub's own interface
+        self._port = find_free_port()  # of the hub's own interface, or of the server
         self._hubs = 0
         self._is_guarded = is_guarded
+        self._statuses = statuses
         self.server = self._build_server()
         if self.server is not None:
             self.server.start()
@@ -133,21 +152,21 @@ class FeedStack:
 
     @property
     def server_port(self) -> int:
-        return self._port if self.is_direct else int(self.server.port)
+        return self._port
 
     def _build_server(self) -> Any:
         if self.kind == "pubsub":
             topics = [f"projects/{PROJECT}/topics/{name}" for name in ("market-data", "crypto-data")]
-            return EmbeddedPubSub(topics=topics)
+            return EmbeddedPubSub(port=self._port, topics=topics)
         if self.kind == "nats":
             from dry_work.embedded.nats_server import EmbeddedNats
 
-            credentials = {"user": "user", "password": TOKEN} if self._is_guarded else {}
-            return EmbeddedNats(**credentials)
+            credentials: dict[str, Any] = {"user": "user", "password": TOKEN} if self._is_guarded else {}
+            return EmbeddedNats(port=self._port, **credentials)
         if self.kind == "redis":
             from dry_work.embedded.valkey_server import EmbeddedValkey
 
-            return EmbeddedValkey(password=TOKEN if self._is_guarded else "")
+            return EmbeddedValkey(port=self._port, password=TOKEN if self._is_guarded else "")
         return None
 
     def _build_sink(self, hub: HubService) -> Any:
@@ -172,7 +191,7 @@ class FeedStack:
                 user="user" if self._is_guarded else "",
                 password=password,
                 stocks=StreamSettings(is_enabled=True),
-                lease_s=1.0,
+                lease_s=3.0,
                 check_interval_s=0.1,
             )
             self._sink = NatsSink(hub, nats_settings)
@@ -194,14 +213,13 @@ class FeedStack:
             symbols=("AAPL", "IBM", "BTC/USD") if is_pubsub else (),
             pubsub_endpoint=self.server.target if is_pubsub else None,
             sinks=[] if is_pubsub else [self._build_sink],
+            statuses=is_pubsub and self._statuses,
             rng=random.Random(self._hubs),
             epoch=f"e{self._hubs}",
             timing=QUICK,
             on_failure=self.failures.append,
         )
         self.hub.start()
-        if self.is_direct:
-            self._port = self._sink.port
 
     def stop_hub(self) -> None:
         hub, self.hub = self.hub, None
@@ -218,7 +236,7 @@ class FeedStack:
         elif self.kind == "pubsub":
             self.server.stop()
             topics = [f"projects/{PROJECT}/topics/{name}" for name in ("market-data", "crypto-data")]
-            self.server = EmbeddedPubSub(port=int(self.server.port), topics=topics)
+            self.server = EmbeddedPubSub(port=self._port, topics=topics)
             self.server.start()
         else:
             self.server.kill()
@@ -291,7 +309,10 @@ class FeedStack:
             )
         else:
             transport: Any = build_transport(
-                self.feed_settings(port=port, token=token), symbols=symbols, client=f"reader-{len(self.readers)}"
+                self.feed_settings(port=port, token=token),
+                symbols=symbols,
+                client=f"reader-{len(self.readers)}",
+                statuses=self._statuses,
             )
             if silence_s is not None:
                 name = "silence_s" if hasattr(transport, "silence_s") else "_silence_s"

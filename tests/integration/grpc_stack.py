@@ -25,8 +25,8 @@ from dry_work.proto.cream.write_modules import PROTOS, ROOT
 
 from .alpaca_upstream import KEY, SECRET, Upstream, wait_until
 
-QUICK = UpstreamTiming(ping_interval_s=0.2, silence_timeout_s=5.0, slow_retry_s=0.3, first_wait_s=0.05)
-DEADLINE_S = 30.0
+QUICK = UpstreamTiming(ping_interval_s=0.2, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05)
+DEADLINE_S = 60.0
 OPTION, OTHER_OPTION = "AAPL240315C00172500", "A240315C00172500"
 TIME = "2024-01-02T14:30:00.123456789Z"
 STOCKS, OPTIONS = "/v2/iex", "/v1beta1/indicative"

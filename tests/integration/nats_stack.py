@@ -29,15 +29,16 @@ from dry_work.hub.sinks.nats_link import end_tasks
 from dry_work.hub.sinks.nats_settings import NatsSettings, StreamSettings
 from dry_work.hub.upstreams.connection import UpstreamTiming
 from dry_work.proto.tradesvc.v0 import tradesvc_pb2 as pb
+from tests.ports import find_free_port
 
 from .alpaca_upstream import Upstream, wait_until
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 KEY, SECRET = "test-key-id", "test-secret-value"
 SYMBOLS = ("SPY", "BRK.B", "BTC/USD")
 RECORDING = synthetic_day(list(SYMBOLS), seed=1)
 QUICK = UpstreamTiming(
-    ping_interval_s=0.1, silence_timeout_s=1.0, slow_retry_s=0.3, first_wait_s=0.05, idle_close_s=0.2
+    ping_interval_s=0.1, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05, idle_close_s=0.2
 )
 ON = StreamSettings(is_enabled=True)
 
@@ -80,7 +81,7 @@ class Stack:
     """All servers, and hubs by name."""
 
     def __init__(self) -> None:
-        self.nats = EmbeddedNats()
+        self.nats = EmbeddedNats(port=find_free_port())
         self.nats.start()
         self.exchange = ExchangeServer(RECORDING, rules="alpaca", speed=60.0, consumers=0)
         self.exchange.start()
@@ -99,7 +100,7 @@ class Stack:
             "news": ON,
             "retry_delay_s": 0.02,
             "processing_timeout_s": 10.0,
-            "lease_s": 1.0,
+            "lease_s": 3.0,
             "check_interval_s": 0.1,
             "auth_retry_s": 0.1,
         }

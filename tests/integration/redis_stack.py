@@ -23,15 +23,16 @@ from dry_work.hub.service import HubService
 from dry_work.hub.sinks.redis import RedisSink
 from dry_work.hub.sinks.redis_settings import RedisSettings
 from dry_work.hub.upstreams.connection import UpstreamTiming
+from tests.ports import find_free_port
 
 from .alpaca_upstream import Upstream
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 KEY, SECRET = "test-key-id", "test-secret-value"
 SYMBOLS = ("SPY", "BTC/USD")
 RECORDING = synthetic_day(list(SYMBOLS), seed=1)
 QUICK = UpstreamTiming(
-    ping_interval_s=0.1, silence_timeout_s=5.0, slow_retry_s=0.3, first_wait_s=0.05, idle_close_s=0.2
+    ping_interval_s=0.1, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05, idle_close_s=0.2
 )
 TIME = "2024-01-02T14:30:00.123456789Z"
 
@@ -95,7 +96,7 @@ class Stack:
     """All servers, and a hub."""
 
     def __init__(self) -> None:
-        self.redis = EmbeddedValkey()
+        self.redis = EmbeddedValkey(port=find_free_port())
         self.redis.start()
         self.upstream = Upstream()
         self._exchange: ExchangeServer | None = None

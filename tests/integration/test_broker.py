@@ -36,6 +36,7 @@ from dry_work.wire.alpaca_stream import StreamWatermark, parse_frame
 
 SYMBOLS = ("SPY", "BAC")
 MINUTES = 60
+LATE_S = 4.0  # of an answer that nobody waits for any more
 
 
 class SocketSource:
@@ -50,7 +51,7 @@ class SocketSource:
         self._wakeup = wakeup
         self._thread = threading.Thread(target=self._read, name="socket source", daemon=True)
         self._thread.start()
-        assert self.is_subscribed.wait(10)
+        assert self.is_subscribed.wait(60)
 
     def _read(self) -> None:
         try:
@@ -302,11 +303,11 @@ class Proxy:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="proxy", daemon=True)
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     async def _serve(self) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
@@ -329,7 +330,7 @@ class Proxy:
         if is_submit:
             self.submits.append(1)
         if first and self._lose == "request":
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LATE_S)
         kept = ("APCA-API-KEY-ID", "APCA-API-SECRET-KEY", "Content-Type")
         headers = {name: request.headers[name] for name in kept if name in request.headers}
         if first and self._lose == "request":
@@ -339,7 +340,7 @@ class Proxy:
         ) as answer:
             content = await answer.read()
             if first:
-                await asyncio.sleep(1.0)  # the answer comes after the client has given up
+                await asyncio.sleep(LATE_S)  # the answer comes after the client has given up
             return web.Response(status=answer.status, body=content, content_type="application/json")
 
 
@@ -353,7 +354,7 @@ def test_a_submit_that_timed_out_makes_exactly_one_order(tmp_path: Path, lose: s
 
     recording = synthetic_day(("SPY",), minutes=10)
     try:
-        heard, _, session = run_broker(recording, OneOrder, tmp_path, url=through_proxy, request_timeout_s=0.4)
+        heard, _, session = run_broker(recording, OneOrder, tmp_path, url=through_proxy, request_timeout_s=LATE_S / 2)
     finally:
         proxies[0].stop()
     assert session["orders"] == session["fills"] == 1
@@ -403,7 +404,7 @@ def no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     deadline = threading.Event()
-    for _ in range(500):
+    for _ in range(6_000):
         if not set(threading.enumerate()) - before:
             return
         deadline.wait(0.01)

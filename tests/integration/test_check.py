@@ -151,7 +151,7 @@ def test_a_server_that_never_answers_takes_the_time_out_and_no_longer(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        found = look(folder, {**environment, "ALPACA_URL": url}, timeout_s=0.5)
+        found = look(folder, {**environment, "ALPACA_URL": url}, timeout_s=4.0)
     assert "ReadTimeout" in found["account"].text
     assert failures(found) == {"account", "market data"}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("check")]
@@ -242,7 +242,7 @@ def test_an_account_whose_trading_is_suspended_is_a_failure(folder: Path, enviro
     with requests.Session() as web:
         web.trust_env = False
         url = f"{environment['ALPACA_URL']}/v2/account/configurations"
-        web.patch(url, json=settings, headers=headers, timeout=20.0).raise_for_status()
+        web.patch(url, json=settings, headers=headers, timeout=60.0).raise_for_status()
     found = look(folder, environment)
     assert failures(found) == {"account"}
     assert "suspended by the account's own settings" in found["account"].text

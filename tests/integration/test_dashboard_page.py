@@ -16,10 +16,11 @@ from dry_work.dashboard.board import Board
 from dry_work.dashboard.commands import ActionResult
 from dry_work.dashboard.server import DashboardServer, find_charts
 from dry_work.dashboard.sessions import DecisionView, SessionOutline, TurnView
-from dry_work.dashboard.snapshot import FillMark, LogLine, OrderRow, RiskView
+from dry_work.dashboard.snapshot import BarCounts, FillMark, LogLine, OrderRow, RiskView
 from dry_work.errors import ConfigError
 from tests.e2e.browser import Browser, find_chromium, open_browser
 from tests.integration.dashboard_client import DEADLINE_S, START_MS, build_board, publish
+from tests.ports import find_free_port
 
 TOKEN = "a-token-of-some-length"
 # What stands beyond the right edge, but for what scrolls by itself or is for screen readers only.
@@ -152,6 +153,54 @@ def test_changes_appear_by_themselves_and_a_chart_grows(chromium: Browser, board
         page.wait("document.querySelector('.symbol .last').textContent === '103.25'")
 
 
+def count_bars(board: Board) -> None:
+    """Let three symbols have counts of their bars, and S1 a late, a filled, a missing and a halted one."""
+    board.is_open = lambda _symbol, _at_ns: True
+    board.begin_minutes(START_MS + 30 * 60_000)
+    late, filled = board.charts["S1"], board.charts["S1"]
+    late.add_odd(START_MS + 59 * 60_000, "l")
+    filled.add_odd(START_MS + 58 * 60_000, "f")
+    for name, counts in (
+        ("S0", BarCounts(expected=31, arrived=31)),
+        ("S1", BarCounts(expected=32, arrived=28, late=1, filled=2, missing=1, halted=1)),
+        ("S2", BarCounts(expected=31, arrived=21, missing=10)),
+    ):
+        board.rows[name] = msgspec.structs.replace(board.rows[name], counts=counts)
+    publish(board, "S0", "S1", "S2", close=101.0, market_ms=START_MS + 62 * 60_000)
+    board.charts["S1"].begin_pause(START_MS + 61 * 60_000)
+
+
+def test_how_complete_the_bars_are_is_shown_by_symbol_and_by_minute(chromium: Browser, board: Board) -> None:
+    count_bars(board)
+    with shown(chromium, board=board) as page:
+        page.wait("document.querySelectorAll('#complete tbody tr').length === 3")  # of one nothing is known
+        assert page.text("#complete-count") == "88.30 % of 94 expected bars"
+        rows = page.run("[...document.querySelectorAll('#complete tbody tr')].map(e => e.innerText.split(/\\s+/))")
+        assert rows == [
+            ["S2", "67.74", "%", "31", "21", "0", "0", "10"],
+            ["S1", "96.88", "%", "32", "28", "1", "2", "1"],
+            ["S0", "100", "%", "31", "31", "0", "0", "0"],
+        ]
+        page.click("#complete tbody tr:nth-child(2) button")
+        page.wait("document.getElementById('h-chart').textContent === 'S1'")
+        kinds = "[...document.querySelectorAll('#minutes i')].map(e => e.dataset.kind).join('')"
+        page.wait(f"{kinds} === 'a'.repeat(28) + 'flamh'")
+        assert page.run("document.getElementById('minutes').getAttribute('aria-label')") == (
+            "last 33 bars: 29 arrived, 1 late, 1 filled, 1 missing, 1 halted"
+        )
+        assert page.run("document.querySelector('#minutes i:nth-last-child(4)').title") == "14:29 late"
+        # A minute more: the strip goes on by itself.
+        publish(board, "S1", close=101.0, market_ms=START_MS + 63 * 60_000)
+        page.wait(f"{kinds} === 'a'.repeat(28) + 'flamhh'")
+
+
+def test_a_run_whose_bars_are_not_counted_shows_nothing_of_it(chromium: Browser, board: Board) -> None:
+    with shown(chromium, board=board) as page:
+        page.wait("document.querySelectorAll('#orders tbody tr').length === 3")
+        for name in ("complete-part", "minutes", "minutes-words"):
+            assert page.run(f"document.getElementById('{name}').offsetHeight") == 0
+
+
 def test_late_and_silent_symbols_are_told_apart_from_fresh_ones(chromium: Browser, board: Board) -> None:
     for name, age in (("S1", 5), ("S2", 30)):
         board.rows[name] = msgspec.structs.replace(
@@ -198,9 +247,9 @@ def test_halting_asks_first_and_says_what_came_of_it(chromium: Browser, board: B
 
 
 def test_a_cut_connection_is_said_and_the_page_goes_on_where_it_was(chromium: Browser, board: Board) -> None:
-    with shown(chromium, board=board, forgiven="ERR_") as page:
+    port = find_free_port()
+    with shown(chromium, board=board, forgiven="ERR_", port=port) as page:
         page.wait("document.getElementById('link-text').textContent === 'Live'")
-        port = page.server.port
         page.server.stop()
         page.wait("document.getElementById('link-text').textContent.startsWith('Stale since')")
         page.wait("document.getElementById('trouble').textContent.includes('Trying again')")
@@ -247,6 +296,7 @@ def test_500_symbols_are_in_the_list_with_few_rows_in_the_page(chromium: Browser
 
 
 def test_nothing_is_cut_off_at_any_width_in_light_and_dark(chromium: Browser, board: Board) -> None:
+    count_bars(board)
     with shown(chromium, board=board, act=lambda *_: ActionResult(done=True, lines=())) as page:
         page.wait("document.querySelector('#chart canvas') && document.querySelectorAll('#orders tbody tr').length > 2")
         for width, is_phone in ((1280, False), (390, True)):

@@ -153,7 +153,13 @@ def test_a_run_shows_its_account_its_symbols_and_their_bars(seen: Seen) -> None:
     assert head["account"]["start_equity"] == 100_000
     assert {each["stage"] for each in head["latency"]} >= {"arrival → slice", "slice → end of next"}
     assert [row["symbol"] for row in seen.before["symbols"]] == ["SPY", "BTC/USD"]
+    for row in seen.before["symbols"]:
+        expected, arrived, *_ = row["counts"]
+        assert expected == sum(row["counts"][1:5])
+        assert arrived >= 3
     chart = seen.before["chart"]
+    assert chart["minutes"].count("a") >= 3
+    assert set(chart["minutes"]) <= {"a", "m"}
     assert [line["label"] for line in chart["lines"]] == ["SMA (3)"]
     assert len(chart["bars"]) == chart["total"] >= 3
     times = [bar[0] for bar in chart["bars"]]
@@ -252,6 +258,10 @@ def test_a_recording_shows_bars_and_indicators_as_they_were_known(session: Recor
     early = session.at(outline.turns[3], "SPY")
     assert early.board.chart is not None
     assert len(early.board.chart.bars) == 4
+    assert early.board.chart.minutes.replace("m", "") == "aaaa"
+    [counts] = [row.counts for row in early.board.symbols if row.symbol == "SPY"]
+    assert counts is not None
+    assert (counts.arrived, counts.missing) == (4, early.board.chart.minutes.count("m"))
     assert len(early.board.equity) == 4
 
 

@@ -84,9 +84,12 @@ def test_a_run_shows_how_complete_its_bars_are_in_metrics_and_status(
         assert values["dry_work_silent_symbols"] == values["dry_work_exchange_halted_symbols"] == "0"
 
         state_dir = clean_environment / ".dry-work" / "quiet"
-        wait_until(  # the second heartbeat
-            lambda: read_health(state_dir, now_ns=SystemClock().time_ns()).data is not None, lambda: program.output
-        )
+
+        def has_told() -> bool:  # with the second heartbeat
+            found = read_health(state_dir, now_ns=SystemClock().time_ns()).data
+            return found is not None and found.connected and found.bars.expected > 0
+
+        wait_until(has_told, lambda: program.output)
         shown = run_status(clean_environment, environment, "--json")
         data = json.loads(shown)["agent"]["data"]
         assert data["connected"] is True

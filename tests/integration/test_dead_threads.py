@@ -251,8 +251,8 @@ def test_a_run_ends_with_a_reason_when_one_of_its_threads_stands_still(
 ) -> None:
     monkeypatch.setattr(stack_module, "LocalStack", SeenStack)
     monkeypatch.setattr("dry_work.pulse.EVERY_S", 0.1)
-    monkeypatch.setattr("dry_work.engine.thread_watch.STILL_S", 4.0)
-    monkeypatch.setattr("dry_work.engine.thread_watch.SECOND_LOOK_S", 1.0)
+    monkeypatch.setattr("dry_work.engine.thread_watch.STILL_S", 6.0)
+    monkeypatch.setattr("dry_work.engine.thread_watch.SECOND_LOOK_S", 3.0)
     victim = Victim(tmp_path, feed="ws")
 
     def attack(victim: Victim) -> None:
@@ -260,7 +260,15 @@ def test_a_run_ends_with_a_reason_when_one_of_its_threads_stands_still(
         slices = victim.cerebro.slices
         if not victim.wait_for(lambda: victim.cerebro.slices > slices, "no slices any more"):
             return
-        names = {"account keeper", "brake", "hub", "exchange"}
+        names = {
+            "account keeper",
+            "brake",
+            "order worker",
+            "trade updates",
+            "dry-work-websocket-stocks",
+            "hub",
+            "exchange",
+        }
         if victim.wait_for(lambda: names <= set(victim.runner._threads.watched), f"{names} are watched"):
             assert all(last_pulse(victim.thread(name)) is not None for name in names)
             SeenStack.latest._hub._loop.call_soon_threadsafe(victim.ended.wait, DEADLINE_S)

@@ -35,7 +35,7 @@ from .download_servers import DataServer, pass_on, serve_rows
 KEYS = Credentials(key="known", secret="hidden")
 DAY = "2024-06-11"  # of the synthetic day
 OPTION = "AAPL240315C00172500"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def serve(recording: Recording, ticks: TickRecording | None = None, **options: Any) -> ExchangeServer:

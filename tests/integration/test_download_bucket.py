@@ -17,7 +17,7 @@ from .download_servers import DataServer, pass_on
 from .test_storage_gcs import prefix, server  # noqa: F401 - fixtures
 
 DAY = "2024-06-11"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def test_a_bucket_gets_the_same_files_as_a_folder(

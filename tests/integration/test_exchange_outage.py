@@ -23,9 +23,10 @@ from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce
 from dry_work.wakeup import Wakeup
+from tests.ports import find_free_port
 
 RECORDING = synthetic_day(["BTC/USD"], minutes=30)
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -47,16 +48,15 @@ class Exchange:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port = 0
+        self.port = find_free_port()
         self.start()
-        self.port = self.server.port
 
     def start(self) -> None:
         self.server = ExchangeServer(RECORDING, rules="alpaca", state_dir=self._folder, port=self.port)
         self.server.start()
 
     def api(self, key: str = "KEY") -> TradingApi:
-        return TradingApi(key, "SECRET", url=self.server.url, timeout_s=5.0)
+        return TradingApi(key, "SECRET", url=self.server.url, timeout_s=DEADLINE_S)
 
 
 @pytest.fixture

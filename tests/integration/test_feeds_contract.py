@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from dry_work.clock import MINUTE_NS
-from dry_work.embedded.nats_server import find_nats_server
 from dry_work.errors import ConfigError, FeedError
 from dry_work.market.messages import Bar
 from dry_work.ports import SourceFailed
@@ -18,23 +17,9 @@ from dry_work.wire import alpaca_stream
 from dry_work.wire.pubsub import parse_message
 
 from .alpaca_upstream import build_bar, wait_until
-from .feed_stack import CRYPTO_PATH, KINDS, FeedStack, summary, threads
+from .feed_stack import CRYPTO_PATH, KINDS, FeedStack, require, summary, threads
 
 HUB_KINDS = KINDS[1:]
-
-
-def require(kind: str) -> None:
-    """Skip what this machine has not installed."""
-    packages = {"ws": ["picows", "websockets"], "grpc": ["grpc_health"], "nats": ["nats"], "redis": ["redis"]}
-    for package in packages.get(kind, []):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    if kind == "nats" and find_nats_server() is None:
-        pytest.skip("nats-server is not installed")
-    if kind == "redis":
-        from dry_work.embedded.valkey_server import find_valkey_server
-
-        if find_valkey_server() is None:
-            pytest.skip("valkey-server is not installed")
 
 
 @pytest.fixture(params=KINDS)

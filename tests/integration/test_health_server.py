@@ -26,7 +26,7 @@ from dry_work.hub.ports import SinkStatus
 from dry_work.hub.status import HubStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 FREE = ObservationSettings(health_port=0, metrics_port=0, grpc_health_port=0, check_interval_s=0.02)
 UP = FeedStatus(feed="iex", wanted=1, state=ConnectionState.CONNECTED)
 DOWN = FeedStatus(feed="iex", wanted=1, state=ConnectionState.RECONNECTING)
@@ -293,7 +293,7 @@ async def test_a_reader_that_does_not_read_takes_a_place_until_its_time_is_over(
     # More than the buffers of a connection take.
     hub.feeds = (FeedStatus(feed="iex", errors=dict.fromkeys(range(100_000), 1)),)
     settings = ObservationSettings(
-        health_port=0, metrics_port=0, grpc_health_port=0, metrics_most_in_flight=1, metrics_write_timeout_s=1.0
+        health_port=0, metrics_port=0, grpc_health_port=0, metrics_most_in_flight=1, metrics_write_timeout_s=4.0
     )
     async with serve(hub, settings) as server:
         port = server.ports["STREAM_PROXY_METRICS_PORT"]

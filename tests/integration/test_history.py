@@ -8,7 +8,7 @@ import pytest
 
 from dry_work.alpaca.history import BarHistory
 from dry_work.alpaca.trading import TradingApi
-from dry_work.errors import BrokerUnavailableError, ConfigError, VenueAuthError
+from dry_work.errors import BrokerUnavailableError, VenueAuthError
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.feeds.recorded import Recording
@@ -18,7 +18,7 @@ from tests.integration.ended_exchange import KEYS, run_ended_exchange
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    return synthetic_day(["SPY", "IBM", "BTC/USD"], minutes=60)
+    return synthetic_day(["SPY", "IBM", "BTC/USD", "SPY240621C00550000"], minutes=60)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,6 @@ def test_no_bars_are_asked_for_without_need(exchange: ExchangeServer) -> None:
 def test_refused_credentials_are_told(exchange: ExchangeServer) -> None:
     with pytest.raises(VenueAuthError, match="refused the credentials"):
         connect(exchange, Credentials(key="other", secret="hidden")).newest_bars(["SPY"], 5)
-
-
-def test_options_have_no_warm_up(exchange: ExchangeServer) -> None:
-    with pytest.raises(ConfigError, match="--warmup 0"):
-        connect(exchange).newest_bars(["AAPL240315C00172500"], 5)
 
 
 def test_an_api_that_is_not_there_is_named(recording: Recording) -> None:

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
+from tests.ports import find_free_port
 
 from .alpaca_upstream import wait_until
 
@@ -25,7 +26,7 @@ from .alpaca_upstream import wait_until
 def test_the_command_serves_websocket_and_grpc_until_sigterm(tmp_path: Path) -> None:
     exchange = ExchangeServer(synthetic_day(["SPY"], seed=1), rules="alpaca", speed=1.0, consumers=1)
     exchange.start()
-    websocket_port, grpc_port = free_port(), free_port()
+    websocket_port, grpc_port = find_free_port(), find_free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("ALPACA", "HUB"))},
         "ALPACA_API_KEY": "hub-key",
@@ -50,23 +51,23 @@ def test_the_command_serves_websocket_and_grpc_until_sigterm(tmp_path: Path) -> 
     try:
         wait_until(lambda: any("orders.paper: connected" in line for line in lines), "the hub is connected", 60.0)
         with connect(f"ws://127.0.0.1:{websocket_port}/v2/iex", proxy=None) as socket:
-            assert json.loads(socket.recv(20)) == [{"T": "success", "msg": "connected"}]
+            assert json.loads(socket.recv(60)) == [{"T": "success", "msg": "connected"}]
             socket.send('{"action":"auth","key":"k","secret":"s"}')
-            assert json.loads(socket.recv(20)) == [{"T": "success", "msg": "authenticated"}]
+            assert json.loads(socket.recv(60)) == [{"T": "success", "msg": "authenticated"}]
             socket.send('{"action":"subscribe","bars":["SPY"]}')
-            assert json.loads(socket.recv(20))[0]["bars"] == ["SPY"]
+            assert json.loads(socket.recv(60))[0]["bars"] == ["SPY"]
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             call = channel.unary_unary(
                 "/cream.v1.StreamProxyService/GetConnectionStatus",
                 request_serializer=cream.GetConnectionStatusRequest.SerializeToString,
                 response_deserializer=cream.GetConnectionStatusResponse.FromString,
             )
-            status = call(cream.GetConnectionStatusRequest(), timeout=20).status
+            status = call(cream.GetConnectionStatusRequest(), timeout=60).status
             assert len(status.feeds) == 3
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(30)
-        reader.join(10)
+        code = process.wait(60)
+        reader.join(60)
         process.stdout.close()
         exchange.stop()
     output = "".join(lines)
@@ -94,12 +95,3 @@ def test_what_is_set_wrong_ends_the_start_with_its_name(tmp_path: Path, variable
     )
     assert done.returncode == 2
     assert words in done.stderr
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

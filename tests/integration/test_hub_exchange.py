@@ -36,7 +36,7 @@ PROJECT = "test-project"
 TOPICS = ("market-data", "crypto-data")
 SYMBOLS = ("SPY", "BRK.B", "BTC/USD")
 KEY, SECRET = "consumer-key-id", "consumer-secret-value"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Consumer:

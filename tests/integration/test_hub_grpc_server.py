@@ -289,7 +289,7 @@ def test_at_the_end_what_waits_is_delivered_and_calls_that_do_not_end_are_cut_in
         for _ in stuck:
             pass
     assert list(watch) == []  # it has ended, and there was nothing new to tell
-    assert took_s < 10.0
+    assert took_s < 30.0
     status = stack.sink.status()
     assert (status.clients, status.waiting, status.is_ready) == (0, 0, False)
     assert status.offered == status.delivered + status.conflated + status.dropped

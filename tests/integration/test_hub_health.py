@@ -37,6 +37,7 @@ from dry_work.hub.sinks.websocket import WebSocketSink
 from dry_work.hub.upstreams.connection import UpstreamTiming
 from dry_work.observability.tracing import TracingSettings, start_tracing
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
+from tests.ports import find_free_port
 
 from .alpaca_upstream import KEY, SECRET, Upstream, wait_until
 from .nats_stack import Stack as NatsStack
@@ -45,7 +46,7 @@ from .otlp_collector import HttpCollector, attributes_of
 
 FREE = ObservationSettings(health_port=0, metrics_port=0, grpc_health_port=0, check_interval_s=0.05)
 QUICK = UpstreamTiming(
-    ping_interval_s=0.2, silence_timeout_s=5.0, slow_retry_s=0.3, first_wait_s=0.05, longest_wait_s=0.2
+    ping_interval_s=0.2, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05, longest_wait_s=0.2
 )
 TIME = "2024-01-02T14:30:00.123456789Z"
 CAPACITY = 8  # events that may wait for a WebSocket client
@@ -142,7 +143,7 @@ class Stack(Watched):
         self.hub.stop()
         self.upstream.close()
         assert not self.failures
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hub")]
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("hub")], "no thread is left")
 
 
 @pytest.fixture
@@ -463,19 +464,12 @@ async def test_an_orders_way_through_the_hub_is_one_trace(nats_stack: NatsStack,
 # --- the command
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_the_command_tells_its_health_traces_and_logs_as_its_variables_say(tmp_path: Path) -> None:
     exchange = ExchangeServer(synthetic_day(["SPY"], seed=1), rules="alpaca", speed=1.0, consumers=0)
     exchange.start()
     collector = HttpCollector()
     ports = {
-        name: free_port()
+        name: find_free_port()
         for name in ("STREAM_PROXY_HEALTH_PORT", "STREAM_PROXY_METRICS_PORT", "METRICS_PORT", "HEALTH_PORT")
     }
     environment = {
@@ -485,7 +479,7 @@ def test_the_command_tells_its_health_traces_and_logs_as_its_variables_say(tmp_p
         "ALPACA_SECRET_KEY": "hub-secret-value",
         "ALPACA_URL": exchange.url,
         "ALPACA_STREAM_URL": exchange.stream_url,
-        "PROXY_PORT": str(free_port()),
+        "PROXY_PORT": str(find_free_port()),
         "DISABLE_METRICS": "false",
         "HEALTH_PING_INTERVAL": "50ms",
         "TRACE_EXPORTER_URL": collector.url,

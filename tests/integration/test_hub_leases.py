@@ -64,13 +64,13 @@ class Stack:
         self.hub.stop()
         self.upstream.close()
         assert not self.failures
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hub")]
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("hub")], "no thread is left")
 
 
 @pytest.fixture
 def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    monkeypatch.setattr("dry_work.hub.sinks.websocket.PING_AFTER_S", 1.5)
-    monkeypatch.setattr("dry_work.hub.sinks.websocket.PONG_WITHIN_S", 1.5)
+    monkeypatch.setattr("dry_work.hub.sinks.websocket.PING_AFTER_S", 3.0)
+    monkeypatch.setattr("dry_work.hub.sinks.websocket.PONG_WITHIN_S", 3.0)
     stack = Stack()
     yield stack
     stack.close()

@@ -281,7 +281,7 @@ async def test_an_order_whose_deliveries_are_used_up_has_a_result(stack: Stack, 
     await trader.order("unlucky", build_trade())
     consumer = await trader.js.pull_subscribe_bind("nalpaca-orders-consumer-v0", ACTIONS)
     for _ in range(3):
-        (message,) = await consumer.fetch(1, timeout=20)
+        (message,) = await consumer.fetch(1, timeout=60)
         await message.nak()
     stack.start_hub()
     assert (await trader.wait_result("unlucky"))["outcome"] == "gave_up"
@@ -357,7 +357,7 @@ async def test_fills_are_told_once_and_positions_follow_until_they_are_empty(sta
     positions = await until(lambda: has_positions(trader, 1), "the position")
     (position,) = positions.positions
     assert (position.symbol, position.asset_class) == ("BTC/USD", pb.ASSET_CLASS_CRYPTO)
-    seen = [await watcher.updates(timeout=20) for _ in range(2)]
+    seen = [await watcher.updates(timeout=60) for _ in range(2)]
     assert any(entry is not None and entry.key == "positions" for entry in seen)
     await watcher.stop()
     fill = next(update for update in trader.updates if update.event == "fill")
@@ -416,7 +416,7 @@ async def test_what_nats_forgot_before_it_was_read_is_published_again(stack: Sta
     reader = await js.pull_subscribe_bind("nalpaca-tradeupdater-consumer-v0", DATA)
     found = []
     while not found or found[-1] != ("new", "kept"):
-        (message,) = await reader.fetch(1, timeout=20)
+        (message,) = await reader.fetch(1, timeout=60)
         update = pb.TradeUpdate.FromString(message.data)
         assert message.headers == {"Nats-Msg-Id": update.event_id}
         found.append((update.event, update.order.client_order_id))

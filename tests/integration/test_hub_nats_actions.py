@@ -154,7 +154,7 @@ async def test_a_hub_that_is_killed_with_orders_in_flight_leaves_one_outcome_of_
         await until(lambda: len(stack.orders()) == 3, "Alpaca has two of them")
         await trader.order("not-taken", build_trade(symbol="BTC/USD", limit_price="100"))
         first.send_signal(signal.SIGKILL)
-        first.wait(20)
+        first.wait(60)
         second = run_hub(stack, tmp_path)
         outcomes = {}
         for order in ("taken-SPY", "taken-BRK", "not-taken"):
@@ -174,4 +174,4 @@ async def test_a_hub_that_is_killed_with_orders_in_flight_leaves_one_outcome_of_
         for process in (first, second):
             if process is not None:
                 process.kill()
-                process.wait(20)
+                process.wait(60)

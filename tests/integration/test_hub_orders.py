@@ -31,8 +31,9 @@ from dry_work.hub.sinks.websocket import WebSocketSink
 from dry_work.hub.upstreams.connection import UpstreamTiming
 
 from .alpaca_upstream import wait_until
+from .bus_history import read_history
 
-QUICK = UpstreamTiming(ping_interval_s=0.1, silence_timeout_s=5.0, slow_retry_s=0.3, first_wait_s=0.05)
+QUICK = UpstreamTiming(ping_interval_s=0.1, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05)
 KEY, SECRET = "KEY", "SECRET"
 ORDERS = ("orders.paper", "orders", "*")
 
@@ -95,7 +96,7 @@ class Stack:
     def replay(self, offset: int = 0) -> tuple[HubEvent, ...]:
         """Return the updates that this hub has told after an offset."""
         assert self.hub is not None
-        return self.hub.bus.replay("orders.paper", [ORDERS], epoch=self.hub.epoch, offset=offset).events
+        return read_history(self.hub.bus, "orders.paper", [ORDERS], offset=offset)
 
     def submit(self, limit: float = 1.0) -> Any:
         self._count += 1
@@ -146,7 +147,7 @@ def stack() -> Iterator[Stack]:
 
 
 async def receive(socket: ClientConnection) -> Any:
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(60.0):
         return json.loads(await socket.recv())
 
 
@@ -188,7 +189,7 @@ def test_alpaca_py_hears_of_every_order_also_of_those_while_the_upstream_was_awa
     assert len(found) == len(set(found))
     stream.stop()
     stack.submit()  # wakes alpaca-py, which looks for `stop` after a message or five seconds later
-    thread.join(20.0)
+    thread.join(60.0)
 
 
 async def test_a_plain_client_gets_the_updates_as_they_came(stack: Stack) -> None:

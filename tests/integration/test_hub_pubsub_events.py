@@ -47,8 +47,8 @@ from .test_hub_pubsub import Relay
 
 PROJECT = "test-project"
 TOPICS = ("market-data", "crypto-data", "news-data", "order-updates")
-DEADLINE_S = 30.0
-QUICK = UpstreamTiming(ping_interval_s=0.1, silence_timeout_s=5.0, slow_retry_s=0.3, first_wait_s=0.05)
+DEADLINE_S = 60.0
+QUICK = UpstreamTiming(ping_interval_s=0.1, silence_timeout_s=30.0, slow_retry_s=0.3, first_wait_s=0.05)
 NEWS_PATH = "/v1beta1/news"
 ARTICLE = {
     "T": "n", "id": 24918784, "headline": "Ünusual", "summary": "s", "author": "a", "url": "http://n", "source": "x",
@@ -150,7 +150,7 @@ class Stack:
         self.exchange.stop()
         self.upstream.close()
         assert not self.failures
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hub")]
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("hub")], "no thread is left")
 
     def _path(self, topic: str) -> str:
         return f"projects/{PROJECT}/subscriptions/reader-{topic}"
@@ -352,7 +352,7 @@ class TokenVenue:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="token venue")
         self._thread.start()
-        self.port: int = asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(20)
+        self.port: int = asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(60)
 
     async def _serve(self) -> int:
         application = web.Application()
@@ -402,7 +402,7 @@ class TokenVenue:
         return socket
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

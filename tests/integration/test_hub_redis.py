@@ -100,7 +100,7 @@ def test_two_programs_on_one_symbol_do_not_take_it_from_each_other(stack: Stack)
 
 
 def test_a_crashed_program_is_forgotten_after_the_lease_and_one_that_listens_is_not(stack: Stack) -> None:
-    stack.start_hub(lease_s=0.5)
+    stack.start_hub(lease_s=2.0)
     logs = stack.listen("broker:logs")
     crashing, legacy, pattern = (
         stack.listen("price:AAPL"),
@@ -203,7 +203,7 @@ def test_a_redis_that_is_not_there_at_the_start_is_tried_on(stack: Stack) -> Non
 
 
 def test_a_redis_that_says_nothing_is_left_and_the_hub_stops_in_time(stack: Stack) -> None:
-    stack.start_hub(timeout_s=0.3)
+    stack.start_hub(timeout_s=2.0)
     stack.send({"action": "register", "symbols": ["AAPL"]})
     stack.trade("AAPL", 1)
     until(lambda: stack.sink.status().delivered == 1, "it works")
@@ -223,7 +223,7 @@ def test_a_redis_that_says_nothing_is_left_and_the_hub_stops_in_time(stack: Stac
         assert stack.hub is not None
         begun_s = time.monotonic()
         stack.hub.stop(2.0)
-        assert time.monotonic() - begun_s < 20
+        assert time.monotonic() - begun_s < 60
     finally:
         os.kill(stack.redis.pid, signal.SIGCONT)
 

@@ -37,6 +37,7 @@ from dry_work.hub.settings import SINKS, build_settings
 from dry_work.hub.state_lock import StateLock
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
 from dry_work.proto.stream.v0 import stream_pb2 as stream
+from tests.ports import find_free_port
 
 from .alpaca_upstream import KEY, SECRET, Upstream, wait_until
 from .certificates import make_certificate, write_certificate
@@ -175,7 +176,7 @@ def test_the_grpc_ports_speak_tls(served: tuple[HubService, Path]) -> None:
             call = channel.unary_unary(
                 method, request_serializer=request.SerializeToString, response_deserializer=answer.FromString
             )
-            return call(request(), metadata=metadata, timeout=20)
+            return call(request(), metadata=metadata, timeout=60)
 
         with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(chain.read_bytes())) as channel:
             assert isinstance(ask(channel), answer)
@@ -320,12 +321,12 @@ class Command:
         wait_until(lambda: text in self.output or self.process.poll() is not None, f"{text!r} is said", 60.0)
         assert text in self.output, self.output
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = 40.0) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 90.0) -> int:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
         return self.wait(timeout_s)
 
-    def wait(self, timeout_s: float = 40.0) -> int:
+    def wait(self, timeout_s: float = 90.0) -> int:
         try:
             return self.process.wait(timeout_s)
         finally:
@@ -334,8 +335,8 @@ class Command:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
-        self._reader.join(10)
+            self.process.wait(60)
+        self._reader.join(60)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
@@ -412,7 +413,7 @@ def test_a_second_hub_with_the_same_state_directory_is_refused(
 def test_the_first_signal_closes_clients_in_order(
     run: Callable[..., Command], upstream: Upstream, number: int, code: int
 ) -> None:
-    port = free_port()
+    port = find_free_port()
     command = run(environment_of(upstream, HUB_SINKS="websocket", PROXY_PORT=str(port)))
     wait_until(lambda: can_connect(port), "the port is open", 60.0)
     with connect(f"ws://127.0.0.1:{port}/v2/iex", proxy=None) as client:
@@ -486,7 +487,7 @@ def test_dot_env_files_are_read_and_the_environment_wins(
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / ".env").write_text("PROXY_PORT=1\nHUB_SINKS=grpc\nALPACA_SECRET_KEY=file-secret-value\n")
     (tmp_path / ".env").write_text("HUB_SINKS=websocket\nHUB_TOKEN=file-token-value\nSHUTDOWN_TIMEOUT=7s\n")
-    port = free_port()
+    port = find_free_port()
     environment = environment_of(upstream, PROXY_PORT=str(port))
     del environment["ALPACA_SECRET_KEY"]
     command = run(environment)
@@ -553,7 +554,7 @@ def test_no_credential_shows_in_any_output_of_a_whole_run(
         for server in (exchange, pubsub, nats_server):
             server.start()
             stack.callback(server.close if isinstance(server, EmbeddedNats) else server.stop)
-        websocket_port, health_port = free_port(), free_port()
+        websocket_port, health_port = find_free_port(), find_free_port()
         command = run(
             {
                 **FREE_PORTS,
@@ -617,7 +618,7 @@ def test_no_credential_shows_in_any_output_of_a_whole_run(
 
 def fetch(port: int, path: str) -> str:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         with error:
@@ -625,13 +626,6 @@ def fetch(port: int, path: str) -> str:
 
 
 def can_connect(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 30.0):
         return True
     return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

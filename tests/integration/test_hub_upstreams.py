@@ -23,6 +23,7 @@ from dry_work.hub.service import HubService
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
 
 from .alpaca_upstream import DEADLINE_S, KEY, SECRET, Session, Upstream, wait_until
+from .bus_history import read_history
 
 QUICK = UpstreamTiming(
     open_timeout_s=30.0,
@@ -92,13 +93,13 @@ class Stack:
     def read(self, feed: str) -> tuple[HubEvent, ...]:
         channels = ("trades", "quotes", "bars", "news", "unknown")
         topics = [(feed, channel, ALL) for channel in channels]
-        return self.hub.bus.replay(feed, topics, epoch=self.hub.epoch, offset=0).events
+        return read_history(self.hub.bus, feed, topics)
 
     def close(self) -> None:
         self.hub.stop()
         self.upstream.close()
         assert not self.failures
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hub")]
+        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("hub")], "no thread is left")
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ import redis
 from dry_work.embedded.valkey_server import EmbeddedValkey
 from dry_work.errors import ConfigError, DryWorkError
 from dry_work.redis import CHANNELS, MessageValidationError, RedisPublisher, RedisSubscriber
+from tests.ports import find_free_port
 
 from .redis_stack import Stack, serve_stack, until
 
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey()
+    server = EmbeddedValkey(port=find_free_port())
     server.start()
     yield server
     server.close()

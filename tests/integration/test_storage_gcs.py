@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import secrets
 import socket
 import subprocess
 import threading
@@ -22,8 +23,9 @@ from dry_work.feeds.recorded_market import read_market
 from dry_work.feeds.recorded_places import find_files
 from dry_work.feeds.recorded_ticks import read_recordings, read_ticks
 from dry_work.storage import Storage, open_storage
+from tests.ports import find_free_port
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 BUCKET = "recordings"
 
 
@@ -34,9 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     programs = list(Path(package.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*"))
     if not programs:
         pytest.skip("the package has no fake-gcs-server for this machine")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_free_port()
     folder = tmp_path_factory.mktemp("gcs")
     address = f"http://127.0.0.1:{port}"
     log = (folder / "log").open("wb")
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         body = json.dumps({"name": BUCKET}).encode()
         headers = {"Content-Type": "application/json"}
         urllib.request.urlopen(
-            urllib.request.Request(f"{address}/storage/v1/b?project=p", body, headers), timeout=5
+            urllib.request.Request(f"{address}/storage/v1/b?project=p", body, headers), timeout=60
         ).close()
         yield address
     finally:
@@ -64,11 +64,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def prefix(request: pytest.FixtureRequest, server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """An address in the bucket that no other test uses."""
+def prefix(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """An address in the bucket that no other run of a test uses."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return f"gs://{BUCKET}/{abs(hash(request.node.nodeid)):x}"
+    return f"gs://{BUCKET}/{secrets.token_hex(8)}"
 
 
 @pytest.fixture

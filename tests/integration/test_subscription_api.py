@@ -58,7 +58,7 @@ class Client:
     async def check_health(self) -> int:
         stub = health_pb2_grpc.HealthStub(self._channel)
         return int(
-            (await stub.Check(health_pb2.HealthCheckRequest(service="stream.v0.StreamService"), timeout=20)).status
+            (await stub.Check(health_pb2.HealthCheckRequest(service="stream.v0.StreamService"), timeout=60)).status
         )
 
     async def list_services(self) -> set[str]:

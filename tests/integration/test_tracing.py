@@ -68,7 +68,7 @@ def test_a_collector_that_is_away_costs_one_warning_and_no_waiting() -> None:
         for _ in range(100):
             with trace("lost"):
                 pass
-        assert time.monotonic() - begun_s < 5.0
+        assert time.monotonic() - begun_s < 30.0  # waiting would make it a hundred seconds
         wait_until(lambda: any("takes no spans" in entry["event"] for entry in logs), "it is told", 30.0)
         with trace("lost too"):
             pass
@@ -76,7 +76,7 @@ def test_a_collector_that_is_away_costs_one_warning_and_no_waiting() -> None:
         stop()
     warnings = [entry["event"] for entry in logs if "takes no spans" in entry["event"]]
     assert warnings == ["the collector takes no spans: they are dropped"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("OtelBatch")]
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("OtelBatch")], "it ends", 60.0)
 
 
 def test_a_collector_that_comes_back_gets_the_spans_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:

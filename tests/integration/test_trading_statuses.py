@@ -1,4 +1,4 @@
-"""Trading statuses and price bands from the upstream through the hub to a reader, over the ways that carry them."""
+"""Trading statuses and price bands from the upstream through the hub to a reader, over every way of market data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from typing import Any
 import pytest
 
 from dry_work.clock import MINUTE_NS
-from dry_work.feeds.choice import build_transport
-from dry_work.feeds.hub_source import HubMarketSource
-from dry_work.feeds.source import ReaderSettings
 from dry_work.market.messages import PriceBands, Slice, TradingStatus
 from dry_work.recording.recorder import RecordedMessage
+from dry_work.wire.alpaca_stream import encode_bar_item
 from dry_work.wire.pubsub import encode_time, parse_message
 
-from .alpaca_upstream import wait_until
-from .feed_stack import DEADLINE_S, FeedStack, Reader
+from .alpaca_upstream import build_bar, wait_until
+from .feed_stack import DEADLINE_S, KINDS, FeedStack, Reader, require, summary
 
 SYMBOLS = ("AAPL", "BTC/USD")
 AT_NS = 5 * MINUTE_NS
+HALT = {
+    "T": "s", "S": "AAPL", "sc": "H", "sm": "Trading Halt", "rc": "T1", "rm": "News Pending",
+    "t": encode_time(AT_NS), "z": "C",
+}  # fmt: skip
+RESUMPTION = {"T": "s", "S": "AAPL", "sc": "T", "sm": "Trading Resumption", "t": encode_time(AT_NS), "z": "C"}
+BANDS = {"T": "l", "S": "AAPL", "u": 110.5, "d": 90.5, "i": "B", "t": encode_time(AT_NS), "z": "C"}
 
 
 class Kept:
@@ -37,30 +41,29 @@ class Kept:
         return {}
 
 
-@pytest.fixture(params=["ws", "redis"])
+@pytest.fixture(params=KINDS)
 def stack(request: pytest.FixtureRequest) -> Iterator[FeedStack]:
-    with contextlib.closing(FeedStack(request.param)) as found:
+    require(request.param)
+    with contextlib.closing(FeedStack(request.param, statuses=True)) as found:
         yield found
 
 
-def start_reader(stack: FeedStack, recorder: Any) -> Reader:
-    transport = build_transport(stack.feed_settings(), symbols=SYMBOLS, client="reader", statuses=True)
-    source = HubMarketSource(
-        transport, symbols=SYMBOLS, settings=ReaderSettings(watermarks=True, grace_s=20.0), recorder=recorder
-    )
-    reader = Reader(source)
-    stack.readers.append(reader)
-    reader.start()
-    stack.wait_subscribed(*SYMBOLS)
+def start_reader(stack: FeedStack, **settings: Any) -> Reader:
+    reader = stack.start_reader(*SYMBOLS, **settings)
     wait_until(lambda: wanted(stack, "statuses") and wanted(stack, "lulds"), "statuses are subscribed", DEADLINE_S)
     return reader
 
 
+def asked(stack: FeedStack, channel: str) -> list[str]:
+    """Return what the hub has asked its upstream for."""
+    return [symbol for session in stack.upstream.open for each in session.messages for symbol in each.get(channel, ())]
+
+
 def wanted(stack: FeedStack, channel: str) -> bool:
     """Tell whether the hub has asked its upstream for the channel, of shares only."""
-    asked = [symbol for session in stack.upstream.open for each in session.messages for symbol in each.get(channel, ())]
-    assert "BTC/USD" not in asked
-    return "AAPL" in asked
+    found = asked(stack, channel)
+    assert "BTC/USD" not in found
+    return "AAPL" in found
 
 
 def wait_others(reader: Reader, count: int) -> list[Any]:
@@ -73,23 +76,8 @@ def wait_others(reader: Reader, count: int) -> list[Any]:
 
 def test_a_halt_and_price_bands_reach_a_reader_and_its_recording(stack: FeedStack) -> None:
     recorder = Kept()
-    reader = start_reader(stack, recorder)
-    at = encode_time(AT_NS)
-    stack.upstream.send(
-        [
-            {
-                "T": "s",
-                "S": "AAPL",
-                "sc": "H",
-                "sm": "Trading Halt",
-                "rc": "T1",
-                "rm": "News Pending",
-                "t": at,
-                "z": "C",
-            },
-            {"T": "l", "S": "AAPL", "u": 110.5, "d": 90.5, "i": "B", "t": at, "z": "C"},
-        ]
-    )
+    reader = start_reader(stack, recorder=recorder)
+    stack.upstream.send([HALT, BANDS])
     halt, bands = wait_others(reader, 2)
     assert isinstance(halt, TradingStatus)
     assert (halt.symbol, halt.ts_event_ns, halt.is_halt) == ("AAPL", AT_NS, True)
@@ -111,13 +99,58 @@ def test_a_halt_and_price_bands_reach_a_reader_and_its_recording(stack: FeedStac
     piece = reader.next_bars()
     assert isinstance(piece, Slice)
     assert [bar.symbol for bar in piece.bars] == ["AAPL"]
+    assert not reader.count("gaps")
+
+
+def test_statuses_come_in_their_order_and_disturb_no_slice(stack: FeedStack) -> None:
+    reader = start_reader(stack)
+    stack.send_slice(1, "AAPL")
+    stack.upstream.send([HALT])
+    stack.send_slice(2, "AAPL")
+    stack.upstream.send([RESUMPTION, BANDS])
+    stack.upstream.send([encode_bar_item(build_bar("AAPL", 3)), HALT])  # before their watermark
+    stack.send_slice(3)
+    pieces = [reader.next_bars() for _ in range(3)]
+    assert [summary(piece) for piece in pieces] == [[("AAPL", number)] for number in (1, 2, 3)]
+    said = [each.is_halt if isinstance(each, TradingStatus) else each.upper for each in wait_others(reader, 4)]
+    assert said == [True, False, 110.5, True]
+    assert reader.count("messages") == 13  # three bars, two times three watermarks, three statuses, bands
+    assert not reader.count("gaps")
+
+
+def test_a_status_of_a_symbol_that_is_not_wanted_is_left_out(stack: FeedStack) -> None:
+    reader = start_reader(stack)
+    stack.upstream.send([{**HALT, "S": "IBM"}, {**BANDS, "S": "IBM"}, HALT])
+    (halt,) = wait_others(reader, 1)
+    assert halt.symbol == "AAPL"
+    # The ways on which a reader asks for its own have brought nothing else.
+    assert reader.count("unwanted_statuses") == (2 if stack.kind == "pubsub" else 0)
 
 
 def test_a_status_that_cannot_be_read_is_counted_and_the_rest_goes_on(stack: FeedStack) -> None:
-    reader = start_reader(stack, None)
-    at = encode_time(AT_NS)
-    stack.upstream.send([{"T": "s", "S": "AAPL", "sc": "", "t": at}, {"T": "s", "S": "AAPL", "sc": "T", "t": at}])
+    reader = start_reader(stack)
+    stack.upstream.send([{**HALT, "sc": ""}, RESUMPTION])
     (resumed,) = wait_others(reader, 1)
     assert isinstance(resumed, TradingStatus)
     assert resumed.is_halt is False
-    assert reader.count("dropped_malformed_status_code") == 1
+    if stack.kind == "pubsub":  # where the hub reads what it publishes
+        assert stack.hub is not None
+        (found,) = [feed for feed in stack.hub.status().feeds if feed.feed == "iex"]
+        assert sum(found.malformed.values()) == 1
+    else:
+        assert reader.count("dropped_malformed_status_code") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_does_not_want_statuses_has_none_and_nobody_asks_for_them(kind: str) -> None:
+    require(kind)
+    with contextlib.closing(FeedStack(kind)) as stack:
+        reader = stack.start_reader(*SYMBOLS)
+        stack.send_slice(1, "AAPL")
+        assert summary(reader.next_bars()) == [("AAPL", 1)]
+        assert not asked(stack, "statuses")
+        assert not asked(stack, "lulds")
+        stack.upstream.send([HALT])  # which nobody has asked for
+        stack.send_slice(2, "AAPL")
+        assert summary(reader.next_bars()) == [("AAPL", 2)]
+        assert not reader.others

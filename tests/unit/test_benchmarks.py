@@ -74,6 +74,13 @@ def test_a_gain_above_one_is_better_whatever_the_unit() -> None:
     assert Row(what="", ours=0.0, unit="ms", other=1.0).gain is None
 
 
+def test_the_gain_of_pairs_of_rounds_is_their_median_and_the_table_shows_the_worst_and_the_best() -> None:
+    row = Row(what="a", ours=2.0, unit="ms", other=3.0, other_name="stock", gains=(4.0, 1.9, 2.5))
+    assert row.gain == 2.5
+    assert "2.50× (1.90 to 4.00)" in format_table([row])
+    assert "×" not in format_table([Row(what="a", ours=2.0, unit="ms")])
+
+
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     values = [float(value) for value in range(100, 0, -1)]
     assert [percentile(values, share) for share in (0.0, 0.5, 0.99, 1.0)] == [1.0, 50.0, 99.0, 100.0]

@@ -3,6 +3,7 @@
 import { EquityChart, PriceChart, describeBar, lineColour, loadCharts } from "./charts.js";
 import { clock, moment, price } from "./format.js";
 import { SymbolList } from "./list.js";
+import { missingOf, showCompleteness, showMinutes } from "./minutes.js";
 import { showFacts, showLatency, showLimits, showLog, showOrders, showPositions, showTiles } from "./panels.js";
 import { Scrubber } from "./scrub.js";
 import { RunState } from "./state.js";
@@ -117,7 +118,10 @@ function draw() {
   if (!head) return;
   if (names.has("head")) showHead(head);
   if (names.has("symbols") || names.has("list")) showList();
-  if (names.has("symbols")) showPositions(state.rows, choose);
+  if (names.has("symbols")) {
+    showPositions(state.rows, choose);
+    showCompleteness(state.rows, choose);
+  }
   if (names.has("orders")) showOrders(state.orders, byId("only-open").checked, choose);
   if (names.has("log")) showLog(state.log);
   if (names.has("equity") && equity) equity.show(state.equity, names.has("whole"));
@@ -126,6 +130,8 @@ function draw() {
     else prices.add(state.chart, bars, names.has("marks"));
   }
   if (names.has("chart") || names.has("symbols")) showChosen(null);
+  const row = state.rows.get(chosen), drawn = state.chart && state.chart.symbol === chosen;
+  if (row) showMinutes(drawn ? state.chart.minutes : "", head.market_ms, row.length_ms);
 }
 
 function showHead(head) {
@@ -171,6 +177,7 @@ function shownRows() {
   if (words) rows = rows.filter((row) => row.symbol.includes(words));
   if (order === "age") rows.sort((a, b) => a.bar_ms - b.bar_ms);
   else if (order === "profit") rows.sort((a, b) => b.profit - a.profit);
+  else if (order === "missing") rows.sort((a, b) => missingOf(b) - missingOf(a));
   else if (order === "worth") rows.sort((a, b) => Math.abs(b.position * b.price) - Math.abs(a.position * a.price));
   return rows;
 }

@@ -67,10 +67,14 @@ export class RunState {
 
   draw(part, changed) {
     const known = this.chart;
+    if (known && known.symbol === part.symbol && part.minutes !== known.minutes) {
+      known.minutes = part.minutes;
+      changed.add("minutes");
+    }
     const goesOn = known && known.symbol === part.symbol && known.total === part.first && known.lines.length === part.lines.length;
     if (!goesOn && !part.bars.length && known && known.symbol === part.symbol && !part.marks.length) return 0;
     if (!goesOn) {
-      this.chart = { symbol: part.symbol, lines: part.lines, bars: [...part.bars], marks: [...part.marks], total: part.total };
+      this.chart = { symbol: part.symbol, lines: part.lines, bars: [...part.bars], marks: [...part.marks], total: part.total, minutes: part.minutes };
       changed.add("chart");
       return -1;
     }

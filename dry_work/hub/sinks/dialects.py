@@ -24,6 +24,7 @@ from dry_work.wire.alpaca_stream import CRYPTO_CHANNELS, STOCK_CHANNELS, StreamC
 from dry_work.wire.pubsub import parse_time
 
 TRADE_UPDATES = "trade_updates"
+BARS = "bars"
 _CHANNELS: Mapping[str, tuple[str, ...]] = {
     STOCKS: (*STOCK_CHANNELS, *IMPLIED),
     CRYPTO: CRYPTO_CHANNELS,
@@ -180,7 +181,7 @@ class DataDialect(Dialect):
         for name, symbols in asked.items():
             if name not in self._channels:
                 return self._refuse(410 if name in _ALL_CHANNELS else 400)
-            parsed = self._parse_symbols(symbols)
+            parsed = self._parse_symbols(symbols, name)
             if parsed is None:
                 return self._refuse(400)
             channels[name] = parsed
@@ -205,7 +206,7 @@ class DataDialect(Dialect):
             snapshot=snapshot and adds,
         )
 
-    def _parse_symbols(self, value: object) -> list[str] | None:
+    def _parse_symbols(self, value: object, channel: str) -> list[str] | None:
         if not isinstance(value, list):
             return None
         symbols: list[str] = []
@@ -213,14 +214,16 @@ class DataDialect(Dialect):
             if not isinstance(symbol, str):
                 return None
             name = symbol.strip().upper()
-            if name != ALL and (not is_symbol(name) or not self._serves(name)):
+            if name != ALL and (not is_symbol(name) or not self._serves(name, channel)):
                 return None
             symbols.append(name)
         return symbols
 
-    def _serves(self, symbol: str) -> bool:
+    def _serves(self, symbol: str, channel: str) -> bool:
         if self.feed == NEWS:
             return True
+        if is_option(symbol) and channel == BARS and self.feed == STOCKS:
+            return self._tells_position  # the hub makes them itself, and Alpaca's own clients know none
         return is_crypto(symbol) == (self.feed == CRYPTO) and is_option(symbol) == (self.feed == OPTIONS)
 
     def tell_recovered(self, *, recovered: bool, epoch: str, offset: int) -> tuple[bytes, ...]:

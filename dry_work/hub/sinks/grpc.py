@@ -23,11 +23,19 @@ import dry_work
 from dry_work.errors import CodecError, ConfigError
 from dry_work.hub.access import Access, Certificate
 from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
-from dry_work.hub.events import WATERMARKS, HubEvent
+from dry_work.hub.events import HubEvent
 from dry_work.hub.ports import HubPort, SinkStatus
 from dry_work.hub.sinks.grpc_calls import StreamCall
 from dry_work.hub.sinks.grpc_contracts import OptionContracts
-from dry_work.hub.sinks.grpc_filters import KINDS, StreamKind, Wishes, add_watermarks, parse_filter, parse_wishes
+from dry_work.hub.sinks.grpc_filters import (
+    KINDS,
+    StreamKind,
+    Wishes,
+    add_statuses,
+    add_watermarks,
+    parse_filter,
+    parse_wishes,
+)
 from dry_work.hub.sinks.grpc_health import SERVICE as HEALTH_SERVICE
 from dry_work.hub.sinks.grpc_health import HealthService
 from dry_work.hub.sinks.grpc_reflection import add_reflection
@@ -196,7 +204,7 @@ class GrpcSink:
             reason = f"the request is no {kind.request.DESCRIPTOR.full_name}"
             await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, reason)
         if wishes.items and not kind.tells_orders:
-            wanted = add_watermarks(wanted)
+            wanted = add_statuses(add_watermarks(wanted)) if wishes.statuses else add_watermarks(wanted)
         assert self._contracts is not None
         self._numbers += 1
         call = StreamCall(
@@ -219,7 +227,7 @@ class GrpcSink:
     def _encode(self, kind: StreamKind, event: HubEvent, wishes: Wishes) -> bytes:
         """Return an event's response; empty when it cannot be encoded, which is counted once."""
         encoded = b""
-        if event.channel != WATERMARKS:  # those have no message of their own
+        if event.channel == kind.channel:  # watermarks and statuses have no message of their own
             encoded = event.encode(kind.method, lambda event: self._build(kind, event))
         if wishes.items:
             encoded += event.encode(encode_item, lambda event: encode_item(event.item))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from dry_work.errors import ConfigError
-from dry_work.hub.core import feed_of
+from dry_work.hub.core import bar_feed, feed_of, status_topics
 from dry_work.hub.events import ALL, CRYPTO, OPTIONS, ORDERS, STOCKS, WATERMARKS, HubEvent, Topic
 from dry_work.hub.queues import Overflow
 from dry_work.market.symbols import ALLOWED, is_crypto, is_option, is_symbol
@@ -32,6 +32,7 @@ OFFSET_KEY = "x-dry-work-offset"
 SNAPSHOT_KEY = "x-dry-work-snapshot"
 OFFSETS_KEY = "x-dry-work-offsets"
 ITEMS_KEY = "x-dry-work-items"
+STATUSES_KEY = "x-dry-work-statuses"
 RECOVERED_KEY = "x-dry-work-recovered"
 DROPPED_KEY = "x-dry-work-dropped"
 CONFLATED_KEY = "x-dry-work-conflated"
@@ -157,6 +158,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: bool = False
     offsets: bool = False
     items: bool = False  # Alpaca's own item with every response, and the watermarks; nothing is dropped
+    statuses: bool = False  # trading statuses and price bands too; where there are items, since they are nothing else
 
 
 def parse_filter(kind: StreamKind, request: Any, environment: str) -> Filter:
@@ -175,6 +177,17 @@ def parse_filter(kind: StreamKind, request: Any, environment: str) -> Filter:
 def add_watermarks(wanted: Filter) -> Filter:
     """Return the filter with the watermarks of its feed."""
     return msgspec.structs.replace(wanted, topics=(*wanted.topics, (wanted.feed, WATERMARKS, ALL)))
+
+
+def add_statuses(wanted: Filter) -> Filter:
+    """Return the filter with the trading statuses and price bands of its stocks."""
+    if wanted.feed != STOCKS:
+        return wanted
+    symbols = dict.fromkeys(
+        symbol for _, channel, symbol in wanted.topics if channel != WATERMARKS and not is_option(symbol)
+    )
+    added = status_topics(symbols)
+    return msgspec.structs.replace(wanted, topics=(*wanted.topics, *added), held=(*wanted.held, *added))
 
 
 def parse_wishes(metadata: Mapping[str, Any]) -> Wishes:
@@ -197,6 +210,7 @@ def parse_wishes(metadata: Mapping[str, Any]) -> Wishes:
         snapshot=_parse_flag(metadata, SNAPSHOT_KEY),
         offsets=_parse_flag(metadata, OFFSETS_KEY),
         items=_parse_flag(metadata, ITEMS_KEY),
+        statuses=_parse_flag(metadata, STATUSES_KEY),
     )
 
 
@@ -207,7 +221,8 @@ def root_of(symbol: str) -> str:
 
 def _stock_filter(kind: StreamKind, symbols: Iterable[str]) -> Filter:
     names = _parse_symbols(symbols)
-    feeds = {feed_of(name) for name in names} or {kind.feed}
+    find_feed = bar_feed if kind.channel == "bars" else feed_of
+    feeds = {find_feed(name) for name in names} or {kind.feed}
     if OPTIONS in feeds:
         raise ConfigError(f"{next(filter(is_option, names))} is an option: see StreamOptionQuotes, StreamOptionTrades")
     if len(feeds) > 1:  # each feed counts its events on its own

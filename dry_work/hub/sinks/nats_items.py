@@ -1,10 +1,11 @@
-"""Bars as Alpaca wrote them, and watermarks, for readers who hold their symbols over NATS. Event-loop only.
+"""Bars and statuses as Alpaca wrote them, and watermarks, for readers who hold symbols over NATS. Event-loop only.
 
 `stream.v0.Bar` has no place for a fraction of a volume, for extra fields, or for the position; its subjects have none
 for a watermark. A reader asks by a request (`Subjects.holds`) and repeats it; when it is not heard of any more, its
 symbols are let go of. The hub that publishes the bars is the one that answers.
 
-Request: `{"client": "…", "symbols": ["AAPL", "BTC/USD"], "lease_s": 30}`, without symbols to let go of them. Answer:
+Request: `{"client": "…", "symbols": ["AAPL", "BTC/USD"], "lease_s": 30}`, without symbols to let go of them; with
+`"statuses": true` the trading statuses and price bands of the stocks come on the subjects of their bars. Answer:
 `{"epoch": "…", "positions": {"stocks": 17, "crypto": 4}}`, or `{"error": "…"}`. Messages: `{"epoch": "…", "offset": 18,
 "lost": 0, "item": {…}}`; `lost` counts what this hub could not publish since its start.
 """
@@ -20,7 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from dry_work.errors import ConfigError
-from dry_work.hub.core import bar_topics
+from dry_work.hub.core import bar_topics, status_topics
 from dry_work.hub.events import ALL, CRYPTO, STOCKS, WATERMARKS, HubEvent, Topic
 from dry_work.hub.ports import HubPort
 from dry_work.hub.sinks.nats_data import DataPublisher, Message, Subscriptions
@@ -39,6 +40,7 @@ class HoldRequest(msgspec.Struct, forbid_unknown_fields=True):
     client: str
     symbols: list[str] = []
     lease_s: float = 30.0
+    statuses: bool = False
 
 
 class HeldSymbols(Subscriptions):
@@ -62,7 +64,8 @@ class HeldSymbols(Subscriptions):
         Raises:
             ConfigError: for what is no symbol, or too many readers. Nothing is changed then.
         """
-        topics = tuple(bar_topics(parse_symbol(symbol) for symbol in request.symbols))
+        symbols = [parse_symbol(symbol) for symbol in request.symbols]
+        topics = (*bar_topics(symbols), *(status_topics(symbols) if request.statuses else ()))
         if not topics:
             self.let_go(request.client)
             return

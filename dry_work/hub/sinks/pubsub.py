@@ -31,7 +31,7 @@ from dry_work.backoff import Backoff
 from dry_work.clock import Clock
 from dry_work.errors import ConfigError
 from dry_work.hub.ports import TOPIC_CAPACITY, TopicStatus
-from dry_work.market.messages import Bar, News, Watermark
+from dry_work.market.messages import Bar, News, PriceBands, TradingStatus, Watermark
 from dry_work.wire import pubsub
 
 BATCH_BARS = 1_000  # some 150 kB
@@ -71,7 +71,7 @@ class OrderUpdate(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
 
 
-Message = Bar | Watermark | News | OrderUpdate
+Message = Bar | TradingStatus | PriceBands | Watermark | News | OrderUpdate
 
 
 class PubSubSink:
@@ -302,6 +302,8 @@ class _Topic:
             return pubsub.encode_batch(part, epoch=self._epoch, seq=self._seq, hub_ns=last_ns)
         if isinstance(part, Watermark):
             return pubsub.encode_watermark(part, epoch=self._epoch, seq=self._seq)
+        if isinstance(part, TradingStatus | PriceBands):
+            return pubsub.encode_status(part, epoch=self._epoch, seq=self._seq)
         return pubsub.encode_bar(part, epoch=self._epoch, seq=self._seq, hub_ns=part.ts_recv_ns)
 
     @property

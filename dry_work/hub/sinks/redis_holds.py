@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from dry_work.errors import CodecError
-from dry_work.hub.core import feed_of
+from dry_work.hub.core import bar_feed, feed_of
 from dry_work.hub.events import ALL, IMPLIED, NEWS, STOCKS, WATERMARKS, Topic
 from dry_work.market.symbols import is_symbol
 from dry_work.wire.redis import BARS, TRADES, Registration, channels_of
@@ -212,7 +212,7 @@ class Holds:
 def _topics(symbol: str, channel: str) -> list[Topic]:
     if channel == NEWS:
         return [(NEWS, NEWS, symbol)]
-    feed = feed_of(symbol)
+    feed = bar_feed(symbol) if channel in (BARS, WATERMARKS) else feed_of(symbol)
     if channel == WATERMARKS:
         return [(feed, WATERMARKS, ALL)]
     implied: Any = IMPLIED if feed == STOCKS and channel == TRADES else ()

@@ -16,14 +16,19 @@ from websockets.asyncio.client import ClientConnection
 
 from dry_work.clock import Clock
 from dry_work.errors import CodecError
-from dry_work.hub.events import ALL, CHANNELS, IMPLIED
+from dry_work.hub.core import UpstreamMessage
+from dry_work.hub.events import ALL, CHANNELS, IMPLIED, OPTION_BARS
 from dry_work.hub.upstreams.connection import FeedStatus, SessionEndError, UpstreamTiming, WebSocketConnection
 from dry_work.hub.upstreams.subscription_plan import SubscriptionPlan, Wish, count_symbols
-from dry_work.market.messages import Bar
 from dry_work.wire import alpaca_stream
-from dry_work.wire.alpaca_stream import StreamCodec, StreamControl, StreamWatermark
+from dry_work.wire.alpaca_stream import StreamCodec, StreamControl
+from dry_work.wire.statuses import parse_bands_item, parse_status_item
 
 Item = Mapping[str, Any]
+Reader = Callable[..., UpstreamMessage]  # of an item, by `recv_ns`
+
+_NOT_ASKED = (*IMPLIED, OPTION_BARS)
+_STATUS_READERS: Mapping[str, Reader] = {"s": parse_status_item, "l": parse_bands_item}
 
 _log = structlog.get_logger(__name__)
 
@@ -32,12 +37,16 @@ class MarketDataTarget(Protocol):
     """Where a connection's market data goes."""
 
     reads_bars: bool  # minute bars are also read into values
+    reads_statuses: bool  # trading statuses and price bands too
 
     def begin_session(self, *, takes_watermarks: bool) -> None:
         """A session is authenticated; its data follows."""
 
-    def take(self, items: Sequence[Item], messages: Sequence[Bar | StreamWatermark], *, recv_ns: int) -> None:
-        """Take what one frame brought, in its order: the items as they came, and bars and watermarks as values."""
+    def note_subscribed(self, channels: Mapping[str, tuple[str, ...]]) -> None:
+        """The upstream has told what is subscribed: symbols by channel."""
+
+    def take(self, items: Sequence[Item], messages: Sequence[UpstreamMessage], *, recv_ns: int) -> None:
+        """Take what one frame brought, in its order: the items as they came, and some of them as values."""
 
     def end_session(self) -> None:
         """The session is over."""
@@ -99,11 +108,12 @@ class AlpacaDataConnection(WebSocketConnection):
 
     def want(self, wishes: Iterable[Wish]) -> None:
         """Replace what is wanted, by channel and symbol; the upstream follows."""
-        self._wanted = dict.fromkeys(wish for wish in wishes if wish[0] not in IMPLIED)
+        self._wanted = dict.fromkeys(wish for wish in wishes if wish[0] not in _NOT_ASKED)
         self._changed.set()
 
     def status(self) -> FeedStatus:
-        found = self._describe(wanted=len(self._wanted), subscribed=self._subscribed, refused=self._plan.refused)
+        symbols = {symbol for _, symbol in self._wanted}
+        found = self._describe(wanted=len(symbols), subscribed=self._subscribed, refused=self._plan.refused)
         return replace(found, takes_watermarks=self._takes_watermarks, watermarks=self._watermarks)
 
     def _begin_session(self) -> None:
@@ -143,6 +153,7 @@ class AlpacaDataConnection(WebSocketConnection):
                 if control.kind == "subscription":
                     self._subscribed = count_symbols(control.channels, besides=[alpaca_stream.WATERMARKS])
                     self._plan.take_list()
+                    self._target.note_subscribed(control.channels)
                     self._changed.set()
             if not self._target.has_room():
                 self._holds_back = True
@@ -159,10 +170,14 @@ class AlpacaDataConnection(WebSocketConnection):
             self._count_malformed("frame", error.reason.partition(":")[0])  # the rest differs from frame to frame
             return []
         items: list[Item] = []
-        messages: list[Bar | StreamWatermark] = []
+        messages: list[UpstreamMessage] = []
         controls: list[StreamControl] = []
         errors: list[StreamControl] = []
-        reads_bars = self._target.reads_bars
+        readers: dict[str, Reader] = {}
+        if self._target.reads_bars:
+            readers["b"] = alpaca_stream.parse_bar_item
+        if self._target.reads_statuses:
+            readers |= _STATUS_READERS
         for item in decoded:
             if not isinstance(item, dict):
                 self._count_malformed("", "no map")
@@ -173,8 +188,8 @@ class AlpacaDataConnection(WebSocketConnection):
             elif kind in CHANNELS:
                 self._items[kind] += 1
                 items.append(item)
-                if kind == "b" and reads_bars:
-                    self._read_bar(item, messages, recv_ns)
+                if kind in readers:
+                    self._read_item(readers[kind], item, messages, recv_ns)
             elif kind == "w":
                 if self._read_watermark(item, messages):
                     items.append(item)
@@ -205,15 +220,15 @@ class AlpacaDataConnection(WebSocketConnection):
             )
         self._changed.set()
 
-    def _read_bar(self, item: Item, messages: list[Bar | StreamWatermark], recv_ns: int) -> None:
+    def _read_item(self, read: Reader, item: Item, messages: list[UpstreamMessage], recv_ns: int) -> None:
         try:
-            messages.append(alpaca_stream.parse_bar_item(item, recv_ns=recv_ns))
+            messages.append(read(item, recv_ns=recv_ns))
         except CodecError as error:
-            self._items["b"] -= 1
-            symbol = item.get("S")
-            self._count_malformed("b", error.reason, symbol=symbol if isinstance(symbol, str) else "")
+            kind, symbol = item["T"], item.get("S")
+            self._items[kind] -= 1
+            self._count_malformed(kind, error.reason, symbol=symbol if isinstance(symbol, str) else "")
 
-    def _read_watermark(self, item: Item, messages: list[Bar | StreamWatermark]) -> bool:
+    def _read_watermark(self, item: Item, messages: list[UpstreamMessage]) -> bool:
         try:
             messages.append(alpaca_stream.parse_watermark_item(item))
         except CodecError as error:

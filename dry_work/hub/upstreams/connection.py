@@ -63,9 +63,9 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     feed: str
     state: ConnectionState = ConnectionState.DISCONNECTED
-    wanted: int = 0  # symbols held by clients, counted once for each channel
-    subscribed: int = 0  # symbols that the upstream has confirmed in this session, in the same way
-    refused: int = 0  # symbols that it has refused in this session, in the same way
+    wanted: int = 0  # symbols held by clients
+    subscribed: int = 0  # of what the upstream has confirmed in this session, each symbol once for each channel
+    refused: int = 0  # of what it has refused in this session, in the same way
     takes_watermarks: bool = False
     attempts: int = 0  # failed tries since the last success
     reconnects: int = 0  # connections opened after the first one

@@ -17,7 +17,7 @@ from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce, Tr
 from dry_work.wire.alpaca_rest import encode_trade_event
 
 ACCOUNT, OTHER = "0f0ee2ab-bd0d-4b7e-8bb7-0f5e4ae4c4a8", "11111111-bd0d-4b7e-8bb7-0f5e4ae4c4a8"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:

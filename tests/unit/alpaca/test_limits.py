@@ -23,7 +23,7 @@ from dry_work.alpaca.limits import (
 from dry_work.clock import ManualClock
 
 EPOCH_S = 1_700_000_000.0
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def headers(*, limit: int = 200, remaining: int, reset_in: float = 60.0) -> dict[str, str]:

@@ -25,7 +25,7 @@ from dry_work.errors import ConfigError, OrderRejectedError, RateLimitedError, V
 from dry_work.orders.model import OrderRequest, OrderType, Replacement, Side, TimeInForce
 
 ACCOUNT = "0f0ee2ab-bd0d-4b7e-8bb7-0f5e4ae4c4a8"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ORDER = {
     "id": "o1", "client_order_id": "c1", "symbol": "SPY", "side": "buy", "type": "market", "time_in_force": "day",
     "status": "new", "qty": "1", "filled_qty": "0", "asset_class": "us_equity",

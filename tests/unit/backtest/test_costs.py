@@ -90,6 +90,17 @@ def test_alpacas_fees_of_crypto_are_a_part_of_the_value() -> None:
     assert scheme(crypto=True).getcommission(-0.5, 60_000.0) == pytest.approx(75.0)
 
 
+def test_costs_of_options_are_of_the_whole_value_or_by_the_contract() -> None:
+    assert scheme(contract=100).getcommission(2, 5.0) == 0
+    assert scheme(contract=100).getcommission(-2, 5.0) == pytest.approx(1_000 * 27.80e-6)
+    assert scheme(contract=100, commission=0.001).getcommission(2, 5.0) == pytest.approx(1.0)
+    assert scheme(contract=100, commission=0.65, per_unit=True).getcommission(2, 5.0) == pytest.approx(1.3)
+    assert parse_commission("0.65/contract") == {"commission_per_unit": 0.65}
+    broker: Any = bt.brokers.BackBroker()
+    apply_costs(broker, Costs(fees="alpaca"), {"SPY": "SPY", "x": "SPY240621C00550000"})
+    assert {name: info.p.contract for name, info in broker.comminfo.items() if name} == {"SPY": 1, "x": 100}
+
+
 def test_a_commission_comes_on_top_of_the_fees() -> None:
     assert scheme(crypto=True, commission=0.001).getcommission(1, 100.0) == pytest.approx(0.1 + 0.25)
     assert scheme(crypto=True, commission=0.01, per_unit=True).getcommission(2, 100.0) == pytest.approx(0.02 + 0.5)

@@ -39,7 +39,7 @@ NOW_NS = 1_718_112_600_000_000_000  # 2024-06-11T13:30Z
 MINUTE_NS = 60_000_000_000
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what}"
@@ -90,11 +90,11 @@ class ScriptedVenue:
     def start(self) -> None:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="scripted venue", daemon=True)
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def count(self, method: str, path: str) -> int:
@@ -147,11 +147,11 @@ class ScriptedVenue:
         return event.event_id
 
     def send_frame(self, frame: bytes) -> None:
-        asyncio.run_coroutine_threadsafe(self._send(frame), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._send(frame), self._loop).result(60)
 
     def drop_streams(self) -> None:
         """Close all streams."""
-        asyncio.run_coroutine_threadsafe(self._drop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._drop(), self._loop).result(60)
 
     # The server
 

@@ -48,7 +48,7 @@ def start_writer(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]
     yield start
     for writer in writers:
         writer.kill()
-        writer.wait(10)
+        writer.wait(60)
         assert writer.stdout is not None
         writer.stdout.close()
 
@@ -125,7 +125,7 @@ def test_what_a_killed_process_left_in_its_wal_counts(
 ) -> None:
     writer = start_writer(orders=20)
     writer.kill()
-    writer.wait(10)
+    writer.wait(60)
     if left == "no index":
         (tmp_path / "orders.sqlite-shm").unlink()
     if left == "read-only":

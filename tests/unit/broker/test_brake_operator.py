@@ -140,7 +140,7 @@ def operator(venue: ScriptedVenue, tmp_path: Path, lines: list[str]) -> Callable
 
     def build(limits: RiskLimits | None = None) -> Operator:
         return Operator(
-            find_agent("a", [tmp_path]), tell=lines.append, limits=limits or RiskLimits(), timeout_s=2.0,
+            find_agent("a", [tmp_path]), tell=lines.append, limits=limits or RiskLimits(), timeout_s=30.0,
             credentials=lambda mode: KEYS,
         )  # fmt: skip
 

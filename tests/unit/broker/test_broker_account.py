@@ -411,7 +411,7 @@ def test_an_order_is_canceled_at_its_date_and_told_as_expired(
     def pass_time() -> None:
         assert venue.count("DELETE", "/") == 0
         clock.advance(passed_s)
-        assert broker.p.wakeup.wait(5.0)
+        assert broker.p.wakeup.wait(60.0)
 
     def confirm() -> None:
         wait_until(lambda: venue.count("DELETE", "/v2/orders/taken-"), "the cancellation")
@@ -517,7 +517,7 @@ def test_has_seen_knows_the_events_up_to_the_last(venue: ScriptedVenue, journal:
     event = venue.build_event("fill", foreign_request("AAPL"), qty="1", price="5")
     assert not broker.has_seen(event.event_id)
     venue.send(event)
-    assert wakeup.wait(5.0)
+    assert wakeup.wait(60.0)
     wait_until(lambda: broker.has_seen(event.event_id), "the event is in")
     assert broker.has_seen("E00000000")
     assert broker.getcash() == 100_000  # until `next`

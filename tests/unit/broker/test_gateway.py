@@ -23,6 +23,7 @@ from dry_work.broker.journal import Journal
 from dry_work.errors import BrokerUnavailableError, InsufficientFundsError, OrderRejectedError, VenueAuthError
 from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce
 from dry_work.wire.alpaca_rest import encode_error
+from tests.ports import find_free_port
 
 from .scripted_venue import NOW_NS, ScriptedVenue, wait_until
 
@@ -30,12 +31,12 @@ from .scripted_venue import NOW_NS, ScriptedVenue, wait_until
 class Desk:
     """A gateway at the venue, and what it said."""
 
-    def __init__(self, venue: ScriptedVenue, journal: Journal, **settings: Any) -> None:
+    def __init__(self, venue: ScriptedVenue, journal: Journal, *, timeout_s: float = 60.0, **settings: Any) -> None:
         self.outcomes: list[Any] = []
         self.failures: list[BaseException] = []
         self.journal = journal
         self.session = journal.mint_session("a", session="s", started_ns=NOW_NS)
-        self.api = TradingApi("KEY", "SECRET", url=venue.url, timeout_s=0.3)
+        self.api = TradingApi("KEY", "SECRET", url=venue.url, timeout_s=timeout_s)
         self.gateway = OrderGateway(
             self.api, journal, on_outcome=self.outcomes.append, on_failure=self.failures.append, agent="a",
             session=self.session, consumer="me", **{"first_wait_s": 0.01, "attempts": 4, **settings},
@@ -83,7 +84,11 @@ def test_an_intent_is_on_disk_before_its_request_arrives(venue: ScriptedVenue, d
 
 
 @pytest.mark.parametrize("first", ["take_and_drop", "hang"])
-def test_an_answer_that_is_lost_is_looked_up_and_not_sent_again(venue: ScriptedVenue, desk: Desk, first: str) -> None:
+def test_an_answer_that_is_lost_is_looked_up_and_not_sent_again(
+    venue: ScriptedVenue, journal: Journal, first: str
+) -> None:
+    desk = Desk(venue, journal, timeout_s=2.0 if first == "hang" else 60.0)
+
     async def lose(request: OrderRequest, number: int) -> Any:
         if first == "hang":
             venue._take(request)
@@ -96,6 +101,7 @@ def test_an_answer_that_is_lost_is_looked_up_and_not_sent_again(venue: ScriptedV
     assert outcome.order.id == f"taken-{request.client_order_id}"
     assert len(venue.submits) == 1
     assert venue.count("GET", "/v2/orders:by_client_order_id") == 1
+    desk.gateway.stop()
 
 
 @pytest.mark.parametrize(
@@ -209,9 +215,9 @@ def test_a_venue_that_is_gone_never_got_the_order(venue: ScriptedVenue, journal:
     desk.gateway.stop()
     gone = Desk.__new__(Desk)
     gone.outcomes, gone.failures, gone.number = [], [], 0
-    port = _free_port()
+    port = find_free_port()
     gone.gateway = OrderGateway(
-        TradingApi("KEY", "SECRET", url=f"http://127.0.0.1:{port}", timeout_s=0.3), journal,
+        TradingApi("KEY", "SECRET", url=f"http://127.0.0.1:{port}"), journal,
         on_outcome=gone.outcomes.append, on_failure=gone.failures.append, agent="a", session=desk.session,
         consumer="me", first_wait_s=0.01, attempts=3,
     )  # fmt: skip
@@ -222,14 +228,6 @@ def test_a_venue_that_is_gone_never_got_the_order(venue: ScriptedVenue, journal:
     assert isinstance(outcome.error, BrokerUnavailableError)
     assert not outcome.is_fault
     gone.gateway.stop()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_an_order_that_waited_too_long_is_not_sent(venue: ScriptedVenue, journal: Journal) -> None:
@@ -294,9 +292,10 @@ def test_what_is_queued_is_sent_before_the_worker_stops(venue: ScriptedVenue, de
 
 def test_a_worker_in_a_wait_stops_at_once(venue: ScriptedVenue, journal: Journal) -> None:
     venue.on_submit = lambda request, number: (429, {"message": "slow down"})
-    desk = Desk(venue, journal, first_wait_s=4.0)
+    desk = Desk(venue, journal, first_wait_s=5.0)
     desk.submit()
     wait_until(lambda: venue.submits, "the first try")
     desk.gateway.stop(0.1)
-    assert not any(thread.name == "order worker" for thread in threading.enumerate())
+    wait_until(lambda: not any(thread.name == "order worker" for thread in threading.enumerate()), "it has ended")
+    assert len(venue.submits) == 1
     assert isinstance(desk.wait(), OrderRefused)

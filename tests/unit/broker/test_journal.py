@@ -59,7 +59,7 @@ def test_what_was_written_before_a_kill_is_there_after_it(tmp_path: Path, round_
         said += [writer.stdout.readline().strip() for _ in range(round_trips)]
         writer.send_signal(signal.SIGKILL)
         said += writer.stdout.read().split()
-        writer.wait(10)
+        writer.wait(60)
         writer.stdout.close()
     journal = Journal(path)
     found = journal.intents()

@@ -12,14 +12,23 @@ import pytest
 
 from dry_work.broker.books_reader import read_books
 from dry_work.broker.journal import Intent, Journal
-from dry_work.broker.own_books import build_orders
-from dry_work.orders.model import OrderRequest, OrderType, Side, TimeInForce, VenuePosition
+from dry_work.broker.own_books import TAKEN_UP, OrderState, build_orders
+from dry_work.broker.status import Mark, VenueSnapshot, compare
+from dry_work.orders.model import (
+    AccountSnapshot,
+    OrderRequest,
+    OrderType,
+    Side,
+    TimeInForce,
+    VenuePosition,
+)
 from dry_work.wire.pubsub import encode_time
 
 from .restarting import Agent, heard, told
 from .scripted_venue import ScriptedVenue, wait_until
 from .stepping import buy, settle
 
+ACCOUNT = AccountSnapshot(id="acc", account_number="1", cash=Decimal(5), equity=Decimal(9), buying_power=Decimal(5))
 LIMIT = {"exectype": bt.Order.Limit, "price": 9.5}
 
 
@@ -238,4 +247,31 @@ def test_an_order_of_another_journal_is_taken_up_by_the_venues_word(agent: Agent
     assert order.info.client_order_id == venue.submits[0].client_order_id
     assert heard(strategy, 1) == []
     assert strategy.broker.halted_symbols == {}
-    assert len(build_orders(read_books(agent.journal_path))) == 1
+
+
+@pytest.mark.parametrize("filled", ["0", "2"])
+def test_books_and_venue_agree_on_an_order_that_was_taken_up(agent: Agent, venue: ScriptedVenue, filled: str) -> None:
+    def fill() -> None:
+        if Decimal(filled):
+            hold(agent, filled, "9.5")
+            send(agent, venue.build_event("partial_fill", venue.submits[0], qty=filled, price="9.5"))
+
+    agent.live({1: buy(size=5, **LIMIT)}, {2: accept(agent), 3: fill})
+    for name in ("orders.sqlite", "strategy.json"):
+        (agent.folder / name).unlink()
+    for _ in range(2):  # at once, and after the next start
+        agent.live({})
+        books = read_books(agent.journal_path)
+        [own] = build_orders(books)
+        assert (own.state, own.filled_qty, own.origin) == (OrderState.OPEN, Decimal(filled), TAKEN_UP)
+        alone = compare(books, [own], None)
+        assert alone.orders[0].reasons == (TAKEN_UP,)
+        snapshot = VenueSnapshot(
+            account=ACCOUNT, open_orders=(venue.orders[own.name],), positions=tuple(venue.positions)
+        )
+        found = compare(books, [own], snapshot)
+        assert found.is_equal
+        [row] = found.orders
+        assert row.mark is Mark.EQUAL
+        assert row.reasons == (TAKEN_UP,)
+        assert row.venue.partition(",")[0] in ("new", "partially_filled")

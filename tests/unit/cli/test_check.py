@@ -315,6 +315,13 @@ def test_market_data_is_asked_for_at_alpaca_by_the_newest_bars_and_elsewhere_by_
         ("stock bars (sip)", "/v2/stocks/bars/latest", {"symbols": "IBM", "feed": "sip"}),
         ("crypto bars", "/v1beta3/crypto/us/latest/bars", {"symbols": "BTC/USD"}),
     ]
+    option = "SPY240621C00550000"
+    assert build_data_requests([option], url=DATA_URL, feed="sip", option_feed="opra") == [
+        ("options (opra)", "/v1beta1/options/trades/latest", {"symbols": option, "feed": "opra"})
+    ]
+    assert build_data_requests([option], url=SIMULATED, feed="iex") == [
+        ("options (indicative)", "/v1beta1/options/bars", {"symbols": option, "timeframe": "1Min", "limit": "1"})
+    ]
     assert build_data_requests(["BTC/USD"], url=SIMULATED, feed="iex") == [
         ("crypto bars", "/v1beta3/crypto/us/bars", {"symbols": "BTC/USD", "timeframe": "1Min", "limit": "1"})
     ]
@@ -335,6 +342,12 @@ def test_a_feed_that_is_not_subscribed_is_told_with_its_fix(status: int, outcome
     found = describe_entitlement(answer(status, {"message": "subscription does not permit"}), "stock bars (sip)")
     assert found.outcome is outcome
     assert remedy in found.remedy
+
+
+def test_an_option_feed_that_is_not_subscribed_is_told_with_its_own_fix() -> None:
+    found = describe_entitlement(answer(403, {"message": "subscription does not permit"}), "options (opra)")
+    assert found.outcome is Outcome.FAILED
+    assert "ALPACA_OPTION_FEED=indicative" in found.remedy
 
 
 @pytest.mark.parametrize("bars", [{"SPY": {"t": "2024-06-11T13:31:00Z"}}, {"SPY": [{"t": "2024-06-11T13:31:00Z"}]}])

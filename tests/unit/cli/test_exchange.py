@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
-DEADLINE_S = 30.0
+from tests.ports import find_free_port
+
+DEADLINE_S = 60.0
 PROGRAM = (sys.executable, "-c", "from dry_work.cli import main; main()", "exchange")
 
 Launch = Callable[..., subprocess.Popen[str]]
@@ -233,15 +235,15 @@ def test_a_mistake_is_a_usage_error_with_one_sentence(launch: Launch, options: t
 
 
 def test_after_a_kill_the_same_port_can_be_used_at_once(launch: Launch) -> None:
-    first = launch("--port", "0", "--speed", "max")
+    port = find_free_port()
+    first = launch("--port", str(port), "--speed", "max")
     assert first.stdout is not None
     line = first.stdout.readline()
-    port = re.search(r":(\d+) ", line)
-    assert port
-    connection = socket.create_connection(("127.0.0.1", int(port[1])), timeout=DEADLINE_S)
+    assert f":{port} " in line
+    connection = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
     first.kill()
     first.wait(DEADLINE_S)
-    second = launch("--port", port[1], "--speed", "max")
+    second = launch("--port", str(port), "--speed", "max")
     assert second.stdout is not None
     assert second.stdout.readline() == line
     connection.close()

@@ -26,7 +26,7 @@ from dry_work.cli.live_view import LiveView, can_draw, choose_symbols, format_ag
 from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.engine.progress import Event, Progress, SymbolProgress
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 NOON_NS = 1_718_107_200 * SECOND_NS  # 2024-06-11 12:00 UTC
 SPY = SymbolProgress(symbol="SPY", bar_end_ns=NOON_NS, close=535.127, position=28.0, profit=12.5, open_orders=1)
 ETH = SymbolProgress(symbol="ETH/USD")

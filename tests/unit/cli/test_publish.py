@@ -42,8 +42,8 @@ def test_symbols_go_to_the_topic_of_their_kind() -> None:
     assert assign_topics(["SPY"], market_topic="m-t", crypto_topic="c-t") == {"SPY": "m-t"}
     with pytest.raises(ConfigError, match="need a topic each"):
         assign_topics(["SPY"], market_topic="one", crypto_topic="one")
-    with pytest.raises(ConfigError, match="is an option"):
-        assign_topics(["AAPL240315C00172500"], market_topic="m-t", crypto_topic="c-t")
+    option = "AAPL240315C00172500"
+    assert assign_topics([option], market_topic="m-t", crypto_topic="c-t") == {option: "m-t"}
 
 
 def test_symbols_come_from_a_file_or_a_list(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from dry_work.embedded.nats_server import EmbeddedNats
 from dry_work.errors import ConfigError
 from dry_work.hub.sinks.nats_link import NatsLink
 from dry_work.hub.sinks.nats_settings import NatsSettings
+from tests.ports import find_free_port
 
 
 async def test_a_server_started_again_has_its_port_and_its_files(tmp_path: Path) -> None:
-    server = EmbeddedNats(folder=tmp_path)
+    server = EmbeddedNats(port=find_free_port(), folder=tmp_path)
     try:
         server.start()
         port = server.port

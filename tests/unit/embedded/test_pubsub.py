@@ -13,7 +13,7 @@ import pytest
 from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.errors import ConfigError
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 def wait_until(condition: Callable[[], object]) -> None:

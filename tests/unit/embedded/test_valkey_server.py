@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from dry_work.embedded.valkey_server import EmbeddedValkey
 from dry_work.errors import ConfigError
+from tests.ports import find_free_port
 
 
 def connect(port: int, **settings: Any) -> Any:
@@ -21,7 +22,7 @@ def connect(port: int, **settings: Any) -> Any:
 
 @pytest.fixture
 def server() -> Iterator[EmbeddedValkey]:
-    server = EmbeddedValkey()
+    server = EmbeddedValkey(port=find_free_port())
     yield server
     server.close()
 
@@ -46,7 +47,7 @@ def test_clients_can_use_it_and_a_restarted_one_has_its_port_and_nothing_else(se
 
 
 def test_a_folder_keeps_what_is_written_and_a_password_is_asked_for(tmp_path: Path) -> None:
-    server = EmbeddedValkey(folder=tmp_path / "data", password="a word")
+    server = EmbeddedValkey(port=find_free_port(), folder=tmp_path / "data", password="a word")
     try:
         server.start()
         with connect(server.port, password="a word") as client:

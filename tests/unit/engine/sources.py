@@ -10,7 +10,8 @@ from typing import Any
 import backtrader as bt
 from backtrader.feed import DataClone
 
-from dry_work.feeds.base import line_time
+from dry_work.feeds.base import LiveClone, line_time
+from dry_work.feeds.resamplers import next_of_source, owes_bar, replayer_for, resampler_for
 from dry_work.market.messages import Bar, Slice
 from dry_work.ports import SourceEvent
 from dry_work.wakeup import Wakeup
@@ -66,12 +67,13 @@ class SlicePlayer:
         self._first: object = None
         self.now = dt.datetime(1970, 1, 1)
         self.over = False
+        self.holders: list[Any] = []  # feeds that may need one more turn, for a bar that is complete
 
     def turn(self, feed: object) -> None:
         """Called by every feed before it is asked for its bar; the first of them begins a turn of the loop."""
         if self._first is None:
             self._first = feed
-        if feed is not self._first:
+        if feed is not self._first or any(owes_bar(each) or each._barstack for each in self.holders):
             return
         self.current: dict[str, Bar] = {}
         if self._left:
@@ -108,6 +110,31 @@ class SlicedBars(bt.DataBase):
             return False if self.p.player.over else None
         write_bar(self, bar)
         return True
+
+
+class GridBars(SlicedBars):
+    """The same for stock Backtrader's own loop with our clones and resamplers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.symbol = self.p.symbol
+        self.bar_length_ns = MINUTE_NS
+        self._copies: list[LiveClone] = []
+        self.p.player.holders.append(self)
+
+    def next(self, datamaster: Any = None, ticks: bool = True) -> Any:
+        return next_of_source(self, super().next, datamaster, ticks, is_over=lambda: self.p.player.over)
+
+    def resample(self, **kwargs: Any) -> None:
+        self.addfilter(resampler_for(**kwargs), **kwargs)
+
+    def replay(self, **kwargs: Any) -> None:
+        self.addfilter(replayer_for(**kwargs), **kwargs)
+
+    def clone(self, **kwargs: Any) -> Any:
+        copy = LiveClone(dataname=self, **kwargs)
+        copy._timeoffset = self._timeoffset
+        return copy
 
 
 def write_bar(data: Any, bar: Bar) -> None:

@@ -52,7 +52,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
     process.stdin.close()
 
@@ -70,7 +70,7 @@ def test_an_agent_runs_hangs_and_stops(tmp_path: Path, holder: subprocess.Popen[
     assert holder.stdin is not None
     holder.stdin.write("\n")
     holder.stdin.flush()
-    holder.wait(30)
+    holder.wait(60)
     health = read(tmp_path)
     assert (health.life, health.pid) == (Life.STOPPED, None)
 
@@ -81,7 +81,7 @@ def test_an_agent_that_was_killed_has_died_also_before_its_parent_knows(
     holder.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # a zombie
     assert read(tmp_path).life is Life.DIED
-    holder.wait(10)
+    holder.wait(60)
     health = read(tmp_path)
     assert (health.life, health.pid) == (Life.DIED, holder.pid)
 

@@ -16,7 +16,7 @@ from dry_work.feeds.base import LiveFeed
 from dry_work.market.messages import Bar
 from dry_work.wakeup import Wakeup
 
-from .sources import ListSource, SlicedBars, SlicePlayer, make_bar, slices_of
+from .sources import GridBars, ListSource, SlicePlayer, make_bar, slices_of
 
 SYMBOLS = ("AAA", "BBB", "CCC")
 
@@ -169,7 +169,7 @@ def run(cerebro: bt.Cerebro, feeds: list[Any], resampled: int, **kwargs: Any) ->
 
 def run_stock(bars: dict[str, list[Bar]], resampled: int = 0, **kwargs: Any) -> list[Any]:
     player = SlicePlayer(slices_of(bar for found in bars.values() for bar in found))
-    feeds = [SlicedBars(player=player, symbol=symbol, name=symbol) for symbol in bars]
+    feeds = [GridBars(player=player, symbol=symbol, name=symbol) for symbol in bars]
     return run(bt.Cerebro(stdstats=False), feeds, resampled, **kwargs)
 
 

@@ -18,7 +18,7 @@ from dry_work.wakeup import Wakeup
 
 from .sources import ListSource, make_bar, slices_of
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class PushSource:
@@ -472,3 +472,16 @@ def test_a_silent_symbol_is_part_of_how_the_data_stand_until_it_is_back() -> Non
     cerebro.run()
     assert {"AAA": "no bar for 300 s"} in seen
     assert cerebro.market.silent == {}
+
+
+def test_the_end_of_a_contract_is_told_once_and_the_run_goes_on() -> None:
+    option, log = "AAA131007C00050000", list[Any]()
+    bars = [make_bar("AAA", minute, 50.0) for minute in (1198, 1199, 1200)]  # the session ends with minute 1199
+    bars.insert(1, make_bar(option, 1198, 1.0))
+    cerebro = build(ListSource(slices_of(bars)), log, symbols=("AAA", option))
+    cerebro.run()
+    told = [entry for entry in log if entry == (option, "DELAYED")]
+    assert len(told) == 2, "at the start, and at the end of the contract"
+    assert log.index((option, "LIVE")) < len(log) - 1 - log[::-1].index((option, "DELAYED"))
+    assert cerebro.market.silent == {option: "the contract has ended"}
+    assert cerebro.slices == 3

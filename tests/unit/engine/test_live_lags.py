@@ -34,6 +34,7 @@ CRYPTO_HOURS = (("2024-07-02T19:40", 40), ("2024-07-02T23:55", 15), ("2024-07-03
 
 Rows = dict[str, dict[int, tuple[float, ...]]]  # of each data, by number, the last values of each bar
 Lag = Callable[[random.Random], Callable[[Bar], float]]
+Gaps = Callable[[random.Random], Callable[[int], bool]]
 
 
 def at_once(_rng: random.Random) -> Callable[[Bar], float]:
@@ -60,14 +61,28 @@ def now_and_then_15_s(rng: random.Random) -> Callable[[Bar], float]:
 LAGS: tuple[Lag, ...] = (at_once, within_the_grace, up_to_15_s, steady_by_symbol, now_and_then_15_s)
 
 
-def draw_bars(rng: random.Random) -> list[Bar]:
-    """Return a bar of every symbol in each of its minutes."""
+def all_there(_rng: random.Random) -> Callable[[int], bool]:
+    return lambda _minute: True
+
+
+def many_missing(rng: random.Random) -> Callable[[int], bool]:
+    """Leave out half of the minutes, or most but those on edges of five: they come while an older bar is open."""
+    on_edge, between = rng.choice([(0.5, 0.5), (0.7, 0.15)])
+    return lambda minute: rng.random() < (on_edge if minute % 5 == 4 else between)
+
+
+GAPS: tuple[Gaps, ...] = (all_there, many_missing)
+
+
+def draw_bars(rng: random.Random, gaps: Gaps = all_there) -> list[Bar]:
+    """Return the bars of every symbol in those of its minutes that are there."""
     bars = []
     for symbol in SYMBOLS:
         price = 100.0
+        is_there = gaps(rng)
         for begin, minutes in CRYPTO_HOURS if symbol == "BTC/USD" else STOCK_HOURS:
             start_ns = int(datetime.fromisoformat(begin).replace(tzinfo=UTC).timestamp()) * SECOND_NS
-            for minute in range(minutes):
+            for minute in filter(is_there, range(minutes)):
                 opened, price = price, round(price + rng.uniform(-0.5, 0.5), 2)
                 bars.append(
                     Bar(
@@ -180,6 +195,18 @@ def add_frames(cerebro: Any, feeds: list[Any]) -> None:
             cerebro.resampledata(feed, name=f"{symbol}@{frame.text}", **resampling(frame))
 
 
+def add_chained(cerebro: Any, feeds: list[Any]) -> None:
+    """Resample from one to five minutes, from these to hours, and from these to days."""
+    sources = feeds
+    for feed, symbol in zip(feeds, SYMBOLS, strict=True):
+        cerebro.adddata(feed, name=symbol)
+    for frame in FRAMES:
+        sources = [
+            cerebro.resampledata(source, name=f"{symbol}@{frame.text}", **resampling(frame))
+            for source, symbol in zip(sources, SYMBOLS, strict=True)
+        ]
+
+
 def add_replayed(cerebro: Any, feeds: list[Any]) -> None:
     for feed, symbol in zip(feeds, SYMBOLS, strict=True):
         cerebro.adddata(feed, name=symbol)
@@ -226,21 +253,24 @@ def run_live(
 
 
 @pytest.mark.parametrize("marked", [False, True], ids=["by-time", "by-watermarks"])
-@pytest.mark.parametrize("add", [add_frames, add_replayed])
+@pytest.mark.parametrize("gaps", GAPS)
+@pytest.mark.parametrize("add", [add_frames, add_chained, add_replayed])
 @pytest.mark.parametrize("lag", LAGS)
 def test_bars_that_lag_are_resampled_as_in_a_backtest(
-    lag: Lag, add: Callable[[Any, list[Any]], None], marked: bool
+    lag: Lag, add: Callable[[Any, list[Any]], None], gaps: Gaps, marked: bool
 ) -> None:
-    rng = random.Random(f"{lag.__name__} {add.__name__} {marked}")
-    bars = draw_bars(rng)
+    rng = random.Random(f"{lag.__name__} {add.__name__} {gaps.__name__} {marked}")
+    bars = draw_bars(rng, gaps)
     rows, turns = run_backtest(bars, add)
     found, found_turns, source = run_live(bars, add, lag(rng), marked=marked)
     assert_same(found, rows)
     late = source.counters().get("late_bars", 0)
-    if marked or lag is at_once:
+    if marked or (lag is at_once and gaps is all_there):
         assert late == 0
         assert found_turns == turns
-    elif lag is not within_the_grace:  # then only the first bars of a symbol that nobody waited for are late
+    elif (
+        gaps is all_there and lag is not within_the_grace
+    ):  # then only the first bars of a symbol that nobody waited for are late
         assert late > 0
 
 

@@ -14,7 +14,7 @@ from backtrader.linebuffer import LineBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dry_work.engine.kept_line import WHOLE, KeptLine, keep
+from dry_work.engine.kept_line import WHOLE, KeptLine, keep, make_room
 from dry_work.engine.line_archive import LineArchive
 from dry_work.engine.live import LiveCerebro
 from dry_work.engine.lookback import LookBack
@@ -253,6 +253,70 @@ def test_a_kept_line_answers_every_call_as_the_whole_line_does(steps: list[Any],
             whole.extension,
         )
     assert repr(list(kept.array)) == repr(list(whole.array))
+    archive.close()
+
+
+_MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.just("forward"), st.floats(0, 9), st.integers(1, 12)),
+        st.tuples(st.just("forward"), st.floats(0, 9), st.integers(1, 12)),
+        st.tuples(st.sampled_from(["backwards", "rewind", "advance"]), st.integers(1, 6)),
+        st.tuples(st.just("extend"), st.floats(0, 9), st.integers(1, 3)),
+        st.tuples(st.sampled_from(["idx", "lencount"]), st.integers(-1, 60)),
+        st.tuples(st.just("array"), st.lists(st.floats(0, 9), max_size=20)),
+        st.tuples(st.sampled_from(["home", "reset"])),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(moves=_MOVES, values=st.integers(1, 6))
+def test_index_length_and_values_are_those_of_the_whole_line_however_it_is_moved(moves: list[Any], values: int) -> None:
+    whole, kept = LineBuffer(), LineBuffer()
+    archive = LineArchive(None, block_values=BLOCK, max_bytes=1 << 20)
+    keep(kept, values, archive, lambda line, bars: None)
+    held = kept._kept
+    for name, *arguments in moves:
+        if name == "backwards" and len(whole.array) < arguments[0]:
+            continue
+        for line in (whole, kept):
+            if name in ("idx", "lencount"):
+                setattr(line, name, arguments[0])
+            elif name == "array":
+                line.array = array("d", arguments[0])
+            else:
+                getattr(line, name)(*arguments)
+        state = [(line.idx, line.lencount, line.buflen(), line.extension) for line in (kept, whole)]
+        assert state[0] == state[1], name
+        assert call(kept, "__getitem__", [0]) == call(whole, "__getitem__", [0])
+        assert call(kept, "get", [0, 3]) == call(whole, "get", [0, 3])
+        if whole.lencount >= 0:
+            assert len(kept) == len(whole)
+    assert repr(list(kept.array)) == repr(list(whole.array))
+    assert kept._kept is held  # whoever moves it may hold on to that
+    archive.close()
+
+
+def test_lines_that_are_moved_by_appending_let_go_when_room_is_made() -> None:
+    archive = LineArchive(None, block_values=BLOCK, max_bytes=1 << 20)
+    lines: list[Any] = [LineBuffer(), LineBuffer()]
+    for number, line in enumerate(lines):
+        keep(line, 3, archive, lambda line, bars: None, number=number)
+    appends = [line._kept.append for line in lines]
+    room = longest = 0
+    for minute in range(200):
+        if not room:
+            room = make_room(lines)
+        for append in appends:
+            append(float(minute))
+        longest = max(longest, *(len(line._kept) for line in lines))
+        room -= 1
+    assert longest <= 3 + 2 * BLOCK
+    for line in lines:
+        assert (len(line), line.idx, line[0]) == (200, 199, 199.0)
+        assert list(line.get(size=200)) == [float(minute) for minute in range(200)]
     archive.close()
 
 

@@ -21,6 +21,7 @@ from dry_work.wakeup import Wakeup
 from .sources import ListSource, make_bar, slices_of
 
 SYMBOLS = ("AAA", "BBB")
+TICKS = [f"tick_{name}" for name in ("open", "high", "low", "close", "volume", "openinterest", "last")]
 
 
 class OwnWay(LiveFeed):
@@ -33,18 +34,24 @@ class OwnWay(LiveFeed):
 class Looker(bt.Strategy):
     """Writes down all that can be seen of its datas."""
 
-    params = (("log", None), ("step", None))
+    params = (("log", None), ("ticks_every", 1))
 
     def next(self) -> None:
         for data in self.datas:
-            ticks = {name: value for name, value in data.__dict__.items() if name.startswith("tick_")}
+            ticks = [getattr(data, name, "none") for name in TICKS] if len(self) % self.p.ticks_every == 0 else []
             lines = [(len(line), line[0], line.buflen()) if len(line) else () for line in data.lines.lines]
-            self.p.log.append(repr((len(data), lines, sorted(ticks.items()), data.extra_names, data.last_end_ns)))
+            self.p.log.append(repr((len(data), lines, ticks, data.extra_names, data.last_end_ns)))
 
     prenext = next
 
 
-def run(bars: list[Bar], feed: type[Any], late: dict[int, list[Bar]] | None = None, **feed_params: Any) -> list[str]:
+def run(
+    bars: list[Bar],
+    feed: type[Any],
+    late: dict[int, list[Bar]] | None = None,
+    ticks_every: int = 1,
+    **feed_params: Any,
+) -> list[str]:
     log: list[str] = []
     slices = slices_of(bars)
     for number, more in (late or {}).items():
@@ -55,10 +62,10 @@ def run(bars: list[Bar], feed: type[Any], late: dict[int, list[Bar]] | None = No
     cerebro = LiveCerebro(source=ListSource(slices), wakeup=Wakeup(), look_back=LookBack(2, block_values=3))
     for symbol in SYMBOLS:
         cerebro.adddata(feed(symbol=symbol, **feed_params), name=symbol)
-    cerebro.addstrategy(Looker, log=log)
+    cerebro.addstrategy(Looker, log=log, ticks_every=ticks_every)
     cerebro.run()
     log.append(repr([list(line.array) for data in cerebro.datas for line in data.lines.lines]))
-    kinds = {type(mover) for mover in cerebro._movers.values()}
+    kinds = {type(mover) for mover in cerebro._movement.movers.values()}
     assert kinds == ({PlainFeed} if feed is OwnWay else {QuickFeed})
     return log
 
@@ -80,12 +87,50 @@ def any_bars(draw: st.DrawFn) -> list[Bar]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(bars=any_bars(), declared=st.sampled_from([(), ("spread",), ("vwap", "depth")]), minute=st.integers(1, 60))
+@given(
+    bars=any_bars(),
+    declared=st.sampled_from([(), ("spread",), ("vwap", "depth")]),
+    minute=st.integers(1, 60),
+    ticks_every=st.integers(1, 3),
+)
 def test_a_bar_written_in_one_go_leaves_the_feed_as_backtraders_loading_does(
-    bars: list[Bar], declared: tuple[str, ...], minute: int
+    bars: list[Bar], declared: tuple[str, ...], minute: int, ticks_every: int
 ) -> None:
     late = {minute: [make_bar("AAA", minute, 40.0)]}
-    assert run(bars, LiveFeed, late, extra_fields=declared) == run(bars, OwnWay, late, extra_fields=declared)
+    quick, own_way = (run(bars, feed, late, ticks_every, extra_fields=declared) for feed in (LiveFeed, OwnWay))
+    assert quick == own_way
+
+
+def test_ticks_are_filled_when_they_are_read_and_can_be_written() -> None:
+    class Ticker(bt.Strategy):
+        def start(self) -> None:
+            self.read: list[Any] = [getattr(self.data, "tick_close", "none")]
+
+        def next(self) -> None:
+            if len(self) == 1:
+                return  # the bar's ticks are never asked for
+            if len(self) == 3:
+                self.data.tick_high = 1.0  # the others stay those of the bar
+            self.read.append((self.data.tick_high, self.data.tick_close, self.data.tick_last, self.data.tick_volume))
+
+    cerebro = LiveCerebro(
+        source=ListSource(slices_of(make_bar("AAA", minute, 50.0 + minute) for minute in range(4))), wakeup=Wakeup()
+    )
+    cerebro.adddata(LiveFeed(symbol="AAA"))
+    cerebro.addstrategy(Ticker)
+    first, *others = cerebro.run()[0].read
+    assert first in (None, "none")
+    data = cerebro.datas[0]
+    seen = [(data.high[ago], data.close[ago], data.close[ago], data.volume[ago]) for ago in (-2, -1, 0)]
+    assert others == [seen[0], (1.0, *seen[1][1:]), seen[2]]
+
+
+@pytest.mark.parametrize("feed", [LiveFeed, OwnWay])
+def test_two_bars_of_a_symbol_in_one_slice_are_both_delivered(feed: type[Any]) -> None:
+    bars = [make_bar(symbol, minute, 50.0 + minute) for minute in (0, 1, 4) for symbol in SYMBOLS]
+    late = {2: [make_bar("AAA", 2, 40.0), make_bar("AAA", 3, 41.0), make_bar("BBB", 1, 42.0)]}
+    *_, first, second, _ = run(bars, feed, late)
+    assert (first[:3], second[:3]) == ("(5,", "(3,")  # bars; BBB had its bar of that minute before
 
 
 def test_feeds_with_filters_dates_or_methods_of_their_own_are_moved_by_backtrader() -> None:
@@ -109,7 +154,7 @@ def test_feeds_with_filters_dates_or_methods_of_their_own_are_moved_by_backtrade
         cerebro.adddata(feed)
     cerebro.addstrategy(bt.Strategy)
     cerebro.run()
-    assert [type(cerebro._movers[id(feed)]) for feed in feeds] == [PlainFeed, PlainFeed, PlainFeed, QuickFeed]
+    assert [type(cerebro._movement.movers[id(feed)]) for feed in feeds] == [PlainFeed, PlainFeed, PlainFeed, QuickFeed]
     assert [len(feed) for feed in feeds] == [4, 6, 6, 6]
 
 

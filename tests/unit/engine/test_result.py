@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from dry_work.engine.result import RunResult, build_curve, build_tables, measure_equity
+from dry_work.engine.result import RunResult, build_curve, build_tables, fill_value, measure_equity
 
 DAY_NS = 86_400_000_000_000
 
@@ -78,3 +78,8 @@ def test_the_text_for_people_names_what_happened() -> None:
     console.file.close()
     for expected in ("390 of 2 symbols", "1 (1 filled)", "SPY", "BTC/USD", "166.50", "note: 2 duplicate bars dropped"):
         assert expected in text
+
+
+def test_what_was_paid_for_options_is_a_hundred_times_their_price() -> None:
+    assert fill_value({"symbol": "SPY", "qty": 2.0, "price": 5.0}) == 10.0
+    assert fill_value({"symbol": "SPY240621C00550000", "qty": 2.0, "price": 5.0}) == 1_000.0

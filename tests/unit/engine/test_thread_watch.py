@@ -12,7 +12,7 @@ from dry_work.engine.thread_watch import LOOK_EVERY_S, SECOND_LOOK_S, STILL_S, T
 from dry_work.errors import DryWorkError
 from dry_work.pulse import give_pulse, keep_pulse, last_pulse
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
@@ -117,6 +117,35 @@ def test_a_thread_without_a_pulse_for_long_is_named(
     watch.look(first_s + SECOND_LOOK_S - 1.0)
     with pytest.raises(DryWorkError, match=r"stands still: thread worker, for 331 s$"):
         watch.look(first_s + SECOND_LOOK_S)
+
+
+def test_a_reader_that_was_started_anew_is_named_when_it_stands_still() -> None:
+    watch = ThreadWatch(threading.enumerate(), still_s=20.0, second_look_s=5.0)
+    watch.begin()
+    given, end = threading.Event(), threading.Event()
+
+    def read() -> None:
+        give_pulse()
+        given.set()
+        end.wait()
+
+    reader = threading.Thread(target=read, name="dry-work agent-a-market-data", daemon=True)
+    reader.start()
+    try:
+        assert given.wait(DEADLINE_S)
+        pulse_s = last_pulse(reader)
+        assert pulse_s is not None
+        watch.look(pulse_s + 20.0)
+        watch.look(pulse_s + 22.0)
+        with pytest.raises(DryWorkError, match=r"stands still: thread dry-work agent-a-market-data, for 27 s$"):
+            watch.look(pulse_s + 27.0)
+        of_another_run = ThreadWatch(threading.enumerate(), still_s=20.0, second_look_s=5.0)
+        for after_s in (30.0, 60.0):
+            of_another_run.look(pulse_s + after_s)
+    finally:
+        end.set()
+        reader.join(DEADLINE_S)
+    assert watch.watched == []  # that it has ended is its part's to see
 
 
 def test_a_pulse_after_the_process_was_stopped_is_enough(

@@ -26,7 +26,7 @@ from dry_work.wire.alpaca_stream import (
 )
 
 START_NS = 1_718_112_600_000_000_000  # 2024-06-11T13:30:00Z, the open in New York
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class DataClient:

@@ -232,9 +232,9 @@ async def test_an_order_is_replaced_over_http_and_the_stream_tells_the_old_one_f
     client = connect(server)
     async with client.session.ws_connect(server.stream_url + "/stream") as socket:
         await socket.send_json({"action": "auth", "key": "key", "secret": "secret"})
-        await socket.receive(10.0)
+        await socket.receive(60.0)
         await socket.send_json(LISTEN)
-        await socket.receive(10.0)
+        await socket.receive(60.0)
         _, old = await client.submit(type="limit", limit_price="50", client_order_id="a")
         status, new = await client.call("PATCH", f"/v2/orders/{old['id']}", {"limit_price": 55.5, "qty": None})
         assert status == 200
@@ -244,7 +244,7 @@ async def test_an_order_is_replaced_over_http_and_the_stream_tells_the_old_one_f
             "1",
             "pending_new",
         )
-        told = [json.loads((await socket.receive(10.0)).data)["data"] for _ in range(4)]
+        told = [json.loads((await socket.receive(60.0)).data)["data"] for _ in range(4)]
         assert [(data["event"], data["order"]["id"]) for data in told] == [
             ("pending_new", old["id"]),
             ("new", old["id"]),
@@ -312,18 +312,18 @@ async def test_one_trade_stream_too_many_is_refused(run_exchange: Run, connect: 
     client = connect(server)
     async with client.session.ws_connect(server.stream_url + "/stream") as first:
         await first.send_json(build_auth("key", "secret"))
-        assert json.loads((await first.receive(10.0)).data)["data"]["status"] == "authorized"
+        assert json.loads((await first.receive(60.0)).data)["data"]["status"] == "authorized"
         async with client.session.ws_connect(server.stream_url + "/stream") as second:
             await second.send_json(build_auth("key", "secret"))
-            answer = json.loads((await second.receive(10.0)).data)
+            answer = json.loads((await second.receive(60.0)).data)
             assert answer == {"action": "error", "data": {"error_message": "connection limit exceeded"}}
-            assert (await second.receive(10.0)).type == aiohttp.WSMsgType.CLOSE
+            assert (await second.receive(60.0)).type == aiohttp.WSMsgType.CLOSE
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await client.session.ws_connect(server.stream_url + "/stream", headers=client.headers)
         assert refused.value.status == 429
         async with client.session.ws_connect(server.stream_url + "/stream") as foreign:
             await foreign.send_json(build_auth("other", "secret"))
-            assert json.loads((await foreign.receive(10.0)).data)["data"]["status"] == "authorized"
+            assert json.loads((await foreign.receive(60.0)).data)["data"]["status"] == "authorized"
 
 
 async def test_a_cut_session_blocks_the_next_one_and_a_closed_one_does_not(run_exchange: Run, connect: Connect) -> None:

@@ -15,6 +15,7 @@ from dry_work.errors import ConfigError
 from dry_work.exchange.market import OpenSlice
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.state import ExchangeState
+from tests.ports import find_free_port
 
 Run = Callable[..., ExchangeServer]
 Connect = Callable[..., Any]
@@ -246,7 +247,7 @@ def test_an_address_that_is_not_ours_is_told_with_the_option(run_exchange: Run) 
 
 async def test_stop_closes_sessions_and_leaves_no_thread_and_no_port(run_exchange: Run, connect: Connect) -> None:
     before = threading.active_count()
-    server = run_exchange()
+    server = run_exchange(port=find_free_port())
     client = connect(server)
     await client.register()
     async with client.reader() as reader:
@@ -274,7 +275,7 @@ def test_a_failure_of_the_market_is_told_once(run_exchange: Run, monkeypatch: py
 
     monkeypatch.setattr(ExchangeState, "advance", broken)
     server = run_exchange(speed=60.0, on_failure=take)
-    assert told.wait(10.0)
+    assert told.wait(60.0)
     server.stop()
     assert [str(error) for error in failures] == ["the venue broke"]
 

@@ -161,8 +161,8 @@ async def test_a_client_that_does_not_authenticate_in_time_is_disconnected(run_e
 async def test_credentials_in_the_handshake_authenticate(run_exchange: Run, connect: Connect) -> None:
     client = connect(run_exchange(keys={"key": "secret"}))
     async with client.session.ws_connect(client.server.stream_url + "/v2/iex", headers=client.headers) as websocket:
-        assert json.loads((await websocket.receive(5.0)).data)[0]["msg"] == "connected"
-        assert json.loads((await websocket.receive(5.0)).data)[0]["msg"] == "authenticated"
+        assert json.loads((await websocket.receive(60.0)).data)[0]["msg"] == "connected"
+        assert json.loads((await websocket.receive(60.0)).data)[0]["msg"] == "authenticated"
 
 
 async def test_one_session_too_many_on_an_endpoint_is_refused(run_exchange: Run, connect: Connect) -> None:
@@ -233,7 +233,7 @@ async def test_a_client_that_does_not_read_is_disconnected_and_the_others_go_on(
                 assert (len(bars), mark.slice) == (1, number)
         await client.wait_for(state="ended")
         # What was sent before the cut may still come; then the connection has ended.
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(60.0):
             received = 0
             try:
                 while chunk := await reader.read(65536):
@@ -256,7 +256,7 @@ async def test_a_client_that_vanishes_is_forgotten(run_exchange: Run, connect: C
         await data.authenticate()
         assert data.socket._response.connection is not None
         data.socket._response.connection.transport.abort()
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(60.0):
         while True:
             async with client.data() as data:
                 await data.receive()

@@ -21,7 +21,7 @@ from dry_work.exchange.sub_accounts import build_sub_account_ids
 Run = Callable[..., ExchangeServer]
 Connect = Callable[..., Any]
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 BASIC = {"Authorization": "Basic " + b64encode(b"key:secret").decode()}
 FIRST, SECOND = build_sub_account_ids("key", 2)
 HEARTBEAT = ":heartbeat"

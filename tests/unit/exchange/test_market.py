@@ -17,7 +17,7 @@ from dry_work.exchange.order_rules import RefusedError
 from dry_work.market.messages import Bar
 
 START_NS = 1_718_112_600_000_000_000  # 2024-06-11T13:30:00Z
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 
 
 def make_slices(count: int) -> list[tuple[int, list[Bar]]]:

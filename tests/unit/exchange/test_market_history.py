@@ -202,7 +202,7 @@ async def receive_items(socket: Any, count: int) -> list[dict[str, Any]]:
     """Return the next `count` items of a JSON session."""
     items: list[dict[str, Any]] = []
     while len(items) < count:
-        items += json.loads((await socket.receive(10.0)).data)
+        items += json.loads((await socket.receive(60.0)).data)
     return items
 
 

@@ -30,7 +30,7 @@ async def stream(
     async with client.session.ws_connect(client.server.stream_url + "/stream") as socket:
 
         async def receive() -> Any:
-            return orjson.loads((await socket.receive(10.0)).data)
+            return orjson.loads((await socket.receive(60.0)).data)
 
         await socket.send_json({"action": "auth", "key": client.headers["APCA-API-KEY-ID"], "secret": "secret"})
         await receive()
@@ -262,7 +262,7 @@ async def test_an_exchange_that_cannot_write_its_log_answers_no_order_and_ends(
     monkeypatch.setattr(StateLog, "append", fail)
     status, _ = await client.submit()
     assert status == 500
-    assert told.wait(10.0)
+    assert told.wait(60.0)
     assert str(failures[0]) == f"{tmp_path / LOG_NAME} cannot be written: No space left on device"
     monkeypatch.undo()
     client = connect(run_exchange(state_dir=tmp_path))

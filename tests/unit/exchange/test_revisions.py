@@ -45,7 +45,7 @@ async def test_a_revised_bar_is_told_on_updated_bars_and_stands_in_the_history(
             "POST", PATH, {"symbol": symbol, "timestamp": start, "high": 107, "close": 100.7}
         )
         assert (status, row["c"], row["h"], row["o"]) == (200, 100.7, 107.0, 100.0)
-        frame = orjson.loads((await data.socket.receive(10.0)).data)
+        frame = orjson.loads((await data.socket.receive(60.0)).data)
         assert (frame[0]["T"], frame[0]["S"], frame[0]["t"], frame[0]["c"]) == ("u", symbol, start, 100.7)
         url = f"/v1beta3/crypto/us/bars?symbols={symbol}" if "/" in symbol else f"/v2/stocks/bars?symbols={symbol}"
         _, history = await client.call("GET", f"{url}&timeframe=1Min")

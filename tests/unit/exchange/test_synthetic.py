@@ -10,9 +10,14 @@ import pytest
 from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.errors import ConfigError
 from dry_work.exchange import synthetic
+from dry_work.exchange.option_contracts import OptionChains
+from dry_work.exchange.option_market import OptionMarket
 from dry_work.exchange.synthetic import DAY_START_NS, synthetic_day
+from dry_work.exchange.tables import MarketTables
+from dry_work.exchange.timeframes import MINUTE
 from dry_work.feeds.recorded import Recording
-from dry_work.market.calendar import SessionCalendar
+from dry_work.feeds.recorded_ticks import TickRecording
+from dry_work.market.calendar import SessionCalendar, shared_calendar
 
 SYMBOLS = ["SPY", "IBM", "BAC", "AIG", "BTC/USD", "ETH/USD"]
 FINGERPRINT = "2d779db4c2d7729ac682e9927610219705201fa0b28d9c387a6866d7d051c34d"
@@ -109,3 +114,24 @@ def test_minutes_out_of_range_are_refused(minutes):
 def test_symbols_must_be_symbols(symbols):
     with pytest.raises(ConfigError, match="symbol"):
         synthetic_day(symbols)
+
+
+def test_the_bars_of_an_option_follow_from_those_of_its_stock_and_are_those_of_the_exchange():
+    option = "SPY240621C00550000"
+    found = synthetic_day([option, "SPY"], minutes=400)
+    stock = synthetic_day(["SPY"])
+    tables, calendar = MarketTables(stock, TickRecording({})), shared_calendar()
+    market = OptionMarket(OptionChains(stock, calendar), tables=tables, calendar=calendar)
+    bars = market.bars(option, MINUTE, DAY_START_NS + 400 * MINUTE_NS)
+    assert bars is not None
+    assert found.columns(option)["ts_event_ns"].tolist() == bars.times.tolist()
+    assert len(bars.times) == 390
+    for name in ("open", "high", "low", "close", "volume"):
+        assert found.columns(option)[name].tolist() == bars.columns[name].tolist()
+    assert not found.extra_fields(option)
+    for symbol, why in (
+        ("SPY240610C00550000", "ends before the synthetic day"),
+        ("SPY249999C00550000", "no such date"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            synthetic_day([symbol])

@@ -23,7 +23,7 @@ AUTHORIZED = {"stream": "authorization", "data": {"status": "authorized", "actio
 
 
 async def receive(socket: aiohttp.ClientWebSocketResponse) -> Any:
-    frame = await socket.receive(10.0)
+    frame = await socket.receive(60.0)
     assert frame.type == aiohttp.WSMsgType.BINARY, frame  # as Alpaca's paper API
     return json.loads(frame.data)
 
@@ -72,7 +72,7 @@ async def test_bad_credentials_are_refused_and_the_session_closed(
     async with client.session.ws_connect(client.server.stream_url + "/stream") as socket:
         await socket.send_json(message)
         assert (await receive(socket))["data"]["status"] == "unauthorized"
-        assert (await socket.receive(10.0)).type == aiohttp.WSMsgType.CLOSE
+        assert (await socket.receive(60.0)).type == aiohttp.WSMsgType.CLOSE
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", '{"action": "dance"}'])
@@ -83,14 +83,14 @@ async def test_what_cannot_be_read_ends_the_session_with_an_error(
     async with client.session.ws_connect(client.server.stream_url + "/stream") as socket:
         await socket.send_str(text)
         assert await receive(socket) == {"action": "error", "data": {"error_message": "invalid syntax"}}
-        assert (await socket.receive(10.0)).type == aiohttp.WSMsgType.CLOSE
+        assert (await socket.receive(60.0)).type == aiohttp.WSMsgType.CLOSE
 
 
 async def test_a_client_that_does_not_authenticate_in_time_is_disconnected(run_exchange: Run, connect: Connect) -> None:
     client = connect(run_exchange(limits=StreamLimits(auth_timeout_s=0.05)))
     async with client.session.ws_connect(client.server.stream_url + "/stream") as socket:
         assert (await receive(socket))["data"]["error_message"] == "auth timeout"
-        assert (await socket.receive(10.0)).type == aiohttp.WSMsgType.CLOSE
+        assert (await socket.receive(60.0)).type == aiohttp.WSMsgType.CLOSE
 
 
 async def test_events_go_to_the_sessions_of_their_own_account(run_exchange: Run, connect: Connect) -> None:

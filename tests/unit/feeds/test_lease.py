@@ -62,7 +62,7 @@ def test_a_killed_process_leaves_the_lease_free_and_its_nonce_known(tmp_path: Pa
         with pytest.raises(LeaseHeldError, match=f"process {holder.pid} on "):
             AgentLease(tmp_path, "a1").acquire()
         holder.send_signal(signal.SIGKILL)
-        holder.wait(10)
+        holder.wait(60)
         with AgentLease(tmp_path, "a1") as lease:
             assert lease.nonce == nonce
     finally:
@@ -87,7 +87,7 @@ def test_a_child_process_does_not_keep_the_lease_of_a_killed_parent(tmp_path: Pa
         assert parent.stdout is not None
         assert parent.stdout.readline() == "1\n"  # the child runs
         parent.kill()
-        parent.wait(10)
+        parent.wait(60)
         with AgentLease(tmp_path, "a1"):
             pass
     finally:

@@ -83,6 +83,21 @@ def test_a_closed_market_is_not_stale_but_crypto_is_at_any_time() -> None:
     assert words(source.events()) == [("BTC/USD", False)]
 
 
+def test_a_silent_option_is_not_stale_and_ends_no_run() -> None:
+    option = "SPY240719C00550000"
+    clock = ManualClock(TUESDAY_NOON_NS)
+    source = start(["SPY", option], clock, stops=True)
+    clock.advance(200)
+    source.bring("SPY", clock.time_ns())
+    assert words(source.events()) == []
+    clock.advance(200)
+    assert words(source.events()) == [], "of the option there was nothing for 400 s"
+    clock.advance(101)
+    events = source.events()
+    assert words(events) == [("SPY", False)]
+    assert isinstance(events[-1], SourceFailed), "SPY was all that is watched"
+
+
 def test_when_all_symbols_are_stale_the_source_fails_if_it_is_to() -> None:
     clock = ManualClock(TUESDAY_NOON_NS)
     source = start(["SPY", "IBM"], clock, stops=True)

@@ -36,6 +36,22 @@ def test_a_reader_gets_what_it_asked_for_and_once() -> None:
     assert offsets(queue) == [1, 2]
 
 
+def test_a_bar_of_an_option_goes_to_those_alone_who_named_it() -> None:
+    option = "AAPL240315C00172500"
+    bus, every, named = Bus("e"), make_queue(), make_queue()
+    bus.attach(every, [("stocks", "bars", ALL)])
+    bus.attach(named, [("stocks", "bars", option)])
+    for symbol in ("SPY", option):
+        publish(bus, symbol, "bars")
+    publish(bus, option, feed="options")  # a trade of it is among all trades of options
+    assert (offsets(every), offsets(named)) == ([1], [2])
+    found = bus.replay("stocks", [("stocks", "bars", ALL)], epoch="e", offset=0)
+    assert [event.symbol for event in found.events] == ["SPY"]
+    assert [event.symbol for event in bus.latest([("stocks", "bars", ALL)])] == ["SPY"]
+    assert [event.symbol for event in bus.latest([("stocks", "bars", option)])] == [option]
+    assert [event.symbol for event in bus.latest([("options", "trades", ALL)])] == [option]
+
+
 def test_a_reader_that_left_gets_nothing_more() -> None:
     bus, queue = Bus("e"), make_queue()
     bus.attach(queue, [SPY, IBM])

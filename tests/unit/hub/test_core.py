@@ -14,14 +14,20 @@ from dry_work.hub.core import (
     ConnectionState,
     ErrorKind,
     SliceCollector,
+    bar_topics,
     build_feeds,
     error_kind,
     handshake_kind,
     next_state,
     split_symbols,
+    split_wishes,
+    status_topics,
 )
-from dry_work.market.messages import Bar, Watermark
+from dry_work.hub.events import OPTION_BARS
+from dry_work.market.messages import Bar, PriceBands, TradingStatus, Watermark
 from dry_work.wire.alpaca_stream import StreamWatermark
+
+OPTION = "AAPL240315C00172500"
 
 
 def bar(symbol: str, minute: int, revision: int = 0) -> Bar:
@@ -163,10 +169,22 @@ def test_symbols_go_to_the_feed_of_their_class() -> None:
     assert split_symbols(["SPY", "BTC/USD", "BRK.B"]) == (("SPY", "BRK.B"), ("BTC/USD",))
 
 
-@pytest.mark.parametrize(("symbol", "why"), [("AAPL240315C00172500", "option"), ("spy", "not a symbol")])
-def test_a_symbol_that_no_feed_serves_is_refused(symbol: str, why: str) -> None:
-    with pytest.raises(ConfigError, match=why):
-        split_symbols(["SPY", symbol])
+def test_what_is_no_symbol_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a symbol"):
+        split_symbols(["SPY", "spy"])
+
+
+def test_bars_of_options_are_told_among_those_of_stocks_and_made_of_the_trades_of_options() -> None:
+    assert bar_topics(["SPY", OPTION, "BTC/USD"]) == [
+        ("stocks", "bars", "SPY"),
+        ("stocks", "bars", OPTION),
+        ("crypto", "bars", "BTC/USD"),
+    ]
+    wanted = [*bar_topics([OPTION, "SPY"]), ("options", "quotes", OPTION), ("stocks", "bars", "*")]
+    assert split_wishes(wanted) == {
+        "options": [("trades", OPTION), (OPTION_BARS, OPTION), ("quotes", OPTION)],
+        "stocks": [("bars", "SPY"), ("bars", "*")],
+    }
 
 
 # --- slices
@@ -187,6 +205,22 @@ def test_a_slice_goes_out_with_its_watermark_and_the_count_of_its_bars() -> None
     assert collector.waiting == 1
     assert collector.add([close(2)]) == [bar("SPY", 2), mark(2, bars=1)]
     assert collector.add([close(3)]) == [mark(3, bars=0)]
+
+
+def test_statuses_keep_their_place_and_count_for_no_slice() -> None:
+    halt = TradingStatus(symbol="SPY", ts_event_ns=1, code="H")
+    bands = PriceBands(symbol="SPY", ts_event_ns=1, upper=2.0, lower=1.0)
+    collector = SliceCollector()
+    collector.begin_session(takes_watermarks=True)
+    assert collector.add([bar("SPY", 1), halt]) == []
+    assert collector.add([bands, close(1), halt]) == [bar("SPY", 1), halt, bands, mark(1, bars=1)]
+    assert collector.take() == [halt]
+    collector.begin_session(takes_watermarks=False)
+    assert collector.add([halt, bar("SPY", 2)]) == [halt, bar("SPY", 2)]
+
+
+def test_statuses_are_of_stocks_alone() -> None:
+    assert status_topics(["SPY", "BTC/USD", OPTION]) == [("stocks", "statuses", "SPY"), ("stocks", "lulds", "SPY")]
 
 
 def test_bars_taken_before_their_watermark_still_count_for_it() -> None:

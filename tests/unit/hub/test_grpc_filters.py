@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from dry_work.errors import ConfigError
 from dry_work.hub.events import HubEvent
 from dry_work.hub.queues import Overflow
-from dry_work.hub.sinks.grpc_filters import KINDS, Filter, parse_filter, parse_wishes
+from dry_work.hub.sinks.grpc_filters import KINDS, Filter, add_statuses, add_watermarks, parse_filter, parse_wishes
 
 BY_METHOD = {kind.method: kind for kind in KINDS}
 OPTION = "AAPL240315C00172500"
@@ -83,3 +84,30 @@ def test_wishes_come_from_the_metadata() -> None:
     assert wishes.position is not None
     assert (wishes.position.epoch, wishes.position.offset, wishes.offsets, wishes.snapshot) == ("e1", 7, True, False)
     assert parse_wishes({"user-agent": "x"}).position is None
+
+
+@pytest.mark.parametrize(
+    ("symbols", "added"),
+    [
+        (["SPY"], [("stocks", "statuses", "SPY"), ("stocks", "lulds", "SPY")]),
+        ([], [("stocks", "statuses", "*"), ("stocks", "lulds", "*")]),
+        (["BTC/USD"], []),
+    ],
+)
+def test_statuses_are_added_for_stocks_alone(symbols: list[str], added: list[tuple[str, str, str]]) -> None:
+    bars = ask("StreamBars", symbols=symbols)
+    assert not parse_wishes({"x-dry-work-items": "true"}).statuses
+    assert parse_wishes({"x-dry-work-items": "true", "x-dry-work-statuses": "1"}).statuses
+    found = add_statuses(add_watermarks(bars))
+    assert list(found.topics) == [*add_watermarks(bars).topics, *added]
+    assert list(found.held) == [*bars.held, *added]
+
+
+def test_bars_may_be_those_of_options_too_and_statuses_are_those_of_stocks() -> None:
+    wanted = ask("StreamBars", symbols=["SPY", OPTION])
+    assert wanted.feed == "stocks"
+    assert wanted.held == (("stocks", "bars", "SPY"), ("stocks", "bars", OPTION))
+    added = set(add_statuses(wanted).held) - set(wanted.held)
+    assert added == {("stocks", "statuses", "SPY"), ("stocks", "lulds", "SPY")}
+    with pytest.raises(ConfigError, match="see StreamOptionQuotes"):
+        ask("StreamTrades", symbols=[OPTION])

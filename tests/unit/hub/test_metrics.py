@@ -234,3 +234,12 @@ def test_events_are_counted_by_feed_and_channel() -> None:
     assert name_counts(counted) == {"stock_quote": 2, "option_trade": 1, "news": 1}
     orders = {("orders.paper", "orders"): 2, ("orders.live", "orders"): 3}
     assert name_counts(orders) == {"order_update": 5}
+
+
+def test_trades_of_options_are_counted_by_what_became_of_them() -> None:
+    found = encode(option_bars={"trades": 7, "late_trades": 2, "bars": 3, "incomplete_minutes": 1})
+    trades = "alpaca_proxy_option_trades_total"
+    outcomes = {name: value(found, trades, outcome=name) for name in ("in_bar", "late", "taken_back", "malformed")}
+    assert outcomes == {"in_bar": 7, "late": 2, "taken_back": 0, "malformed": 0}
+    assert value(found, "alpaca_proxy_option_bars_total") == 3
+    assert value(found, "alpaca_proxy_option_minutes_incomplete_total") == 1

@@ -61,6 +61,12 @@ def test_what_is_wanted_are_the_channels_of_all_holders(holds: Holds) -> None:
     holds.add(ask("BTC/USD", "AAPL240315C00172500"), 0.0)
     assert holds.topics_of("BTC/USD") == {("crypto", "trades", "BTC/USD")}
     assert holds.topics_of("AAPL240315C00172500") == {("options", "trades", "AAPL240315C00172500")}
+    holds.add(ask("AAPL240315C00172500", channels=("bars", "watermarks"), client_id="b"), 0.0)
+    assert holds.topics_of("AAPL240315C00172500") == {
+        ("options", "trades", "AAPL240315C00172500"),
+        ("stocks", "bars", "AAPL240315C00172500"),
+        ("stocks", "watermarks", "*"),
+    }
 
 
 def test_a_symbol_that_nobody_listens_to_ends_after_the_lease_whoever_holds_it(holds: Holds) -> None:

@@ -105,10 +105,10 @@ def test_the_other_name_of_the_secret_is_taken() -> None:
             {"HUB_SINKS": "kafka"},
             "'kafka' is not a sink (--sinks, HUB_SINKS): expected some of pubsub, nats, redis, websocket, grpc",
         ),
+        ({"ALPACA_OPTION_FEED": "sip"}, "ALPACA_OPTION_FEED='sip': expected one of indicative, opra"),
         ({"HUB_SYMBOLS": ""}, "give --symbols or set HUB_SYMBOLS"),
         ({"HUB_SYMBOLS": "no/such/file.txt"}, "'no/such/file.txt' is neither a file nor a comma list of symbols"),
         ({"HUB_SYMBOLS": ","}, "is neither a file nor a comma list of symbols"),
-        ({"HUB_SYMBOLS": "AAPL240315C00172500"}, "AAPL240315C00172500 is an option"),
     ],
 )
 def test_a_mistake_names_the_variable_the_value_and_what_is_allowed(change: dict[str, str], message: str) -> None:

@@ -89,3 +89,15 @@ def test_what_is_held_for_others_is_bounded() -> None:
         shared.encode(make_dialect(), (event,))
         assert len(shared._batches) <= MOST_BATCHES
     assert shared.read_counts() == {("stocks", "trades"): 2 * len(many)}
+
+
+def test_bars_of_options_are_for_clients_that_know_the_hub_and_of_stocks_nothing_else_is() -> None:
+    option = "SPY240621C00550000"
+    asked = json.dumps({"action": "subscribe", "bars": ["SPY", option]})
+    plain, aware = make_dialect(), make_dialect(tells_position=True)
+    for dialect in (plain, aware):
+        dialect.is_authenticated = True
+    assert json.loads(plain.take(asked).frames[0])[0]["code"] == 400
+    assert aware.take(asked).added == (("stocks", "bars", "SPY"), ("stocks", "bars", option))
+    refused = aware.take(json.dumps({"action": "subscribe", "trades": [option]}))
+    assert json.loads(refused.frames[0])[0]["code"] == 400

@@ -142,7 +142,16 @@ EFFECTS: list[tuple[dict[str, str], Callable[[Built], Any], Any]] = [
     ({"HUB_BATCH": "T"}, lambda b: b.pubsub._topics["market-data"]._batch, True),
     # The hub
     ({"HUB_SINKS": "websocket"}, lambda b: [sink.name for sink in b.hub._sinks], ["websocket"]),
-    ({"HUB_SYMBOLS": "IBM"}, lambda b: b.hub._interest.held("configured"), (("stocks", "bars", "IBM"),)),
+    (
+        {"HUB_SYMBOLS": "IBM"},
+        lambda b: b.hub._interest.held("configured"),
+        (("stocks", "bars", "IBM"), ("stocks", "statuses", "IBM"), ("stocks", "lulds", "IBM")),
+    ),
+    (
+        {"HUB_SYMBOLS": "IBM,BTC/USD", "HUB_STATUSES": "false"},
+        lambda b: b.hub._interest.held("configured"),
+        (("stocks", "bars", "IBM"), ("crypto", "bars", "BTC/USD")),
+    ),
     ({"HUB_BIND_HOST": "0.0.0.0", "HUB_TOKEN": "t"}, lambda b: b.sink("websocket").access.host, "0.0.0.0"),
     ({"HUB_BIND_HOST": "0.0.0.0", "HUB_TOKEN": "t"}, lambda b: b.sink("websocket").access.admits("t"), True),
     ({"HUB_BIND_HOST": "0.0.0.0", "HUB_TOKEN": "t"}, lambda b: b.sink("websocket").access.admits("u"), False),
@@ -153,6 +162,12 @@ EFFECTS: list[tuple[dict[str, str], Callable[[Built], Any], Any]] = [
     ({"PROXY_PORT": "8111"}, lambda b: b.sink("websocket").port, 8111),
     # Alpaca
     ({"ALPACA_FEED": "SIP"}, lambda b: b.upstream("stocks")._url, "wss://stream.data.alpaca.markets/v2/sip"),
+    ({"ALPACA_OPTION_FEED": "OPRA"}, lambda b: b.upstream("options").status().feed, "opra"),
+    (
+        {"ALPACA_OPTION_FEED": "indicative", "ALPACA_URL": LIVE},
+        lambda b: b.upstream("options").status().feed,
+        "indicative",
+    ),
     ({"ALPACA_STREAM_URL": "ws://h:1"}, lambda b: b.upstream("crypto")._url, "ws://h:1/v1beta3/crypto/us"),
     ({"ALPACA_DATA_URL": "http://h:2"}, lambda b: b.settings.data_url, "http://h:2"),
     ({"ALPACA_URL": "http://h:3"}, lambda b: b.account().access.url, "http://h:3"),
@@ -388,6 +403,7 @@ def test_empty_counts_as_unset(build: Callable[..., Built], name: str) -> None:
         ("SHUTDOWN_TIMEOUT", "30"),
         ("HTTP_CLIENT_TIMEOUT", "0s"),
         ("HUB_BATCH", "maybe"),
+        ("HUB_STATUSES", "on"),
         ("ALPACA_URL", "ftp://x"),
         ("ALPACA_DATA_URL", "x"),
         ("STOCK_STREAM_FEED_TYPE", "gold"),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
+from dry_work.market.calendar import SessionCalendar
 from dry_work.market.completeness import (
     MINUTES_KEPT,
     Arrival,
@@ -84,6 +85,19 @@ def test_each_expected_bar_is_arrived_late_filled_or_missing() -> None:
         tally.of("OTHER")
 
 
+def test_of_an_option_those_bars_are_expected_that_come() -> None:
+    option, open_ns = "SPY240719C00550000", new_york("2024-07-02T09:30")
+    tally = CompletenessTally(["SPY", option], hours=HOURS)
+    at = [open_ns + minute * MINUTE_NS for minute in range(4)]
+    tally.note(piece(at[1], "SPY", option))
+    tally.note(piece(at[2], "SPY"))
+    tally.note(piece(at[3], "SPY", late=(option, at[2])))
+    assert tally.of(option) == Completeness(expected=2, arrived=1, late=1)
+    assert tally.total() == Completeness(expected=5, arrived=4, late=1)
+    view = SymbolCompleteness(tally, option)
+    assert [view.minute(end_ns) for end_ns in at[1:]] == [Arrival.ARRIVED, Arrival.LATE, Arrival.QUIET]
+
+
 def test_a_night_between_two_slices_leaves_nothing_missing() -> None:
     tally = CompletenessTally(["SPY"], hours=HOURS)
     tally.note(piece(new_york("2024-07-02T16:00"), "SPY"))
@@ -126,3 +140,14 @@ def test_the_sum_is_right_whenever_somebody_looks(steps: list[tuple[bool, bool, 
         assert counts.expected == counts.arrived + counts.late + counts.filled + counts.missing
         assert counts.missing >= 0
     assert asked.of("SPY") == unasked.of("SPY")
+
+
+def test_the_calendar_is_loaded_when_asked_for_and_for_those_that_need_it() -> None:
+    for symbols, loads_hours, is_loaded in (
+        (("SPY", "BTC/USD"), True, True),
+        (("SPY",), False, False),
+        (("BTC/USD", "ETH/USD"), True, False),
+    ):
+        hours = MarketHours(SessionCalendar(first=date(2024, 6, 1), last=date(2024, 6, 30)))
+        CompletenessTally(symbols, hours=hours, loads_hours=loads_hours)
+        assert hours.is_loaded is is_loaded, symbols

@@ -19,7 +19,7 @@ from dry_work.observability.settings import WatchSettings, read_watch_settings
 # Some versions of apprise import a module of the standard library that is on its way out.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SECRET = "hush-hush"
 
 

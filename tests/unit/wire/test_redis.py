@@ -105,7 +105,10 @@ def test_registrations_are_taken_bare_and_in_the_envelope(message: dict[str, Any
         (register(channels="bars"), "channels 'bars': expected a list"),
         (register(channels=[]), "channels []: expected a list"),
         (register(channels=["orderbooks"]), "channel 'orderbooks' of AAPL: expected one of trades, quotes, bars"),
-        (register(symbols=["AAPL240315C00172500"], channels=["bars"]), "expected one of trades, quotes, news"),
+        (
+            register(symbols=["AAPL240315C00172500"], channels=["statuses"]),
+            "expected one of bars, trades, quotes, news",
+        ),
         (register(channels=[["bars"]]), "channel ['bars'] of AAPL"),
         (register(account_id=7), "account_id 7: expected text"),
         (register(client_id="x" * 129), "expected text of at most 128"),

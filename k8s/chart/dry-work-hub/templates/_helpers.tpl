@@ -58,8 +58,10 @@ HUB_SINKS: {{ join "," .Values.sinks | quote }}
 HUB_SYMBOLS: {{ join "," .Values.symbols | quote }}
 HUB_BIND_HOST: {{ .Values.hub.bindHost | quote }}
 HUB_HEALTH_HOST: {{ .Values.hub.healthHost | quote }}
+HUB_STATUSES: {{ .Values.hub.statuses | quote }}
 HUB_BATCH: {{ .Values.hub.batch | quote }}
 ALPACA_FEED: {{ .Values.hub.feed | quote }}
+ALPACA_OPTION_FEED: {{ .Values.hub.optionFeed | quote }}
 ALPACA_STREAM_URL: {{ .Values.hub.streamURL | quote }}
 CREAM_ENV: {{ .Values.hub.environment | quote }}
 NATS_URL: {{ .Values.nats.url | quote }}
