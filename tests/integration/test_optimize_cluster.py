@@ -82,7 +82,7 @@ class Cluster:
             process.terminate()
         for process in self.processes:
             try:
-                process.wait(60)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(DEADLINE_S)
