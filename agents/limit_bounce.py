@@ -71,7 +71,9 @@ class LimitBounce(bt.Strategy):
 
     def affordable_size(self, data: Any, price: float) -> float:
         """Return how much of `data` the share of the cash buys at `price`, rounded down."""
-        size: float = self.p.cash_share * self.broker.getcash() / price
+        # Of 100 shares for an option.
+        cost_of_one = self.broker.getcommissioninfo(data).getoperationcost(1, price)
+        size: float = self.p.cash_share * self.broker.getcash() / cost_of_one
         if "/" in data._name:
             step: int = 10**self.p.crypto_decimals
             return math.floor(size * step) / step

@@ -91,7 +91,9 @@ class SentimentTilt(bt.Strategy):
 
     def affordable_size(self, data: Any) -> float:
         """Return how much of `data` the share of the cash buys at its last price, rounded down."""
-        size: float = self.p.cash_share * self.broker.getcash() / data.close[0]
+        # Of 100 shares for an option.
+        cost_of_one = self.broker.getcommissioninfo(data).getoperationcost(1, data.close[0])
+        size: float = self.p.cash_share * self.broker.getcash() / cost_of_one
         if "/" in data._name:
             step: int = 10**self.p.crypto_decimals
             return math.floor(size * step) / step

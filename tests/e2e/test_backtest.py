@@ -108,6 +108,14 @@ def test_both_engines_agree_in_every_record(kind: str) -> None:
     assert report.fallback == ""
 
 
+@pytest.mark.parametrize("kind", ["market", "limit"])
+def test_bundled_agents_count_a_contract_as_100_shares(kind: str) -> None:
+    result = backtest(kind, ("SPY240621C00550000",))
+    bought = [fill["qty"] * fill["price"] * 100 for fill in result.fills if fill["side"] == "buy"]
+    assert bought
+    assert 5_000 < max(bought) < 17_000  # a tenth, or 15 %, of 100,000, in whole contracts
+
+
 RESAMPLED = '''
 import backtrader as bt
 
