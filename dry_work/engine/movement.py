@@ -16,7 +16,7 @@ from dry_work.engine.quick_feed import PlainFeed, QuickFeed, can_be_quick
 from dry_work.errors import ConfigError
 from dry_work.feeds.base import KnownTime, LiveClone, LiveFeed
 from dry_work.feeds.line_time import EPOCH, line_time
-from dry_work.feeds.resamplers import flush_open
+from dry_work.feeds.resamplers import flush_open, owes_bar
 from dry_work.market.messages import Bar
 
 
@@ -157,7 +157,8 @@ class Movement:
         return self.holds_bars() and self._deliver_held(line_time(self._newest_ns))
 
     def _deliver_held(self, newest: float) -> bool:
-        datas = self._derived
+        # A data stands still while a clone of it has a bar to deliver, for a clone sees its newest bar only.
+        datas = [data for data in self._derived if not owes_bar(data)]
         movers, _, times = self._ask(datas)
         moved = [(at, data) for at, data in zip(times, datas, strict=True) if at is not None and at <= newest]
         if moved:

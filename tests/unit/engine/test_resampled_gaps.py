@@ -214,13 +214,13 @@ def test_bars_with_gaps_are_grouped_by_the_bar_they_belong_to(case: str, data: s
         assert stock_turns == turns
 
 
-@pytest.mark.parametrize("last", [715, 716])
-def test_the_last_bar_of_a_feed_that_is_resampled_in_place_completes_two_hours(last: int) -> None:
-    bars = {"AAA": [make_bar("AAA", minute, 50.0) for minute in (649, last)]}
+@pytest.mark.parametrize("minutes", [(649, 715), (649, 716), (649, 715, 779), (649, 716, 839)])
+def test_a_bar_of_a_feed_that_is_resampled_in_place_completes_two_hours(minutes: tuple[int, ...]) -> None:
+    bars = {"AAA": [make_bar("AAA", minute, 50.0) for minute in minutes]}
     live, _ = run_live(bars, in_place_and_chained)
     assert_grouped(live, bars)
+    assert len(live["AAA@60"]) == len(minutes)
     assert run_backtest(bars, in_place_and_chained)[0] == live
-    assert len(live["AAA@60"]) == 2
 
 
 @pytest.mark.parametrize("case", ["1 to 5 to 60", "in place to 5, to 60", "replayed"])
