@@ -292,6 +292,7 @@ def test_in_a_market_that_goes_on_what_happened_meanwhile_is_told_once(tmp_path:
             raise Killed
 
     try:
+        stage.live((), dies_after=5)  # what the account holds from before is known then
         strategy = stage.live((enter,), dies_after=1_000, on_slice=die_when_sent)
         deadline_s = time.monotonic() + DEADLINE_S
         while stage.held() < 25:
@@ -301,7 +302,7 @@ def test_in_a_market_that_goes_on_what_happened_meanwhile_is_told_once(tmp_path:
         while stage.held() < 27:
             assert time.monotonic() < deadline_s, "the other order fills too"
             time.sleep(0.01)
-        strategy = stage.live((enter,), dies_after=1_000, on_slice=die_when_noted)
+        strategy = stage.live((enter,), dies_after=60, on_slice=die_when_noted)
         told = [row for row in strategy.told if row[0] == 1]
         assert [status for _, status, _ in told if status != "Partial"] == ["Submitted", "Accepted", "Completed"]
         sizes = [size for _, _, size in told]
