@@ -122,7 +122,8 @@ class AccountWatch:
         self._seen = {each.order_id: each.filled_qty for each in books.foreign}
         expected = _expect(books, recorded)
         theirs = _positions(state)
-        is_first = not (books.marks or books.fills or books.pruned)
+        # An order is written down after a look at the account, of which there is no mark when nothing was held.
+        is_first = not (books.marks or books.fills or books.pruned or books.orders)
         differences = {} if is_first else find_differences(expected, theirs)
         history = (fetch_history(differences) or []) if differences else []
         for symbol, difference in differences.items():

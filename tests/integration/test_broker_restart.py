@@ -292,7 +292,6 @@ def test_in_a_market_that_goes_on_what_happened_meanwhile_is_told_once(tmp_path:
             raise Killed
 
     try:
-        stage.live((), dies_after=5)  # what the account holds from before is known then
         strategy = stage.live((enter,), dies_after=1_000, on_slice=die_when_sent)
         deadline_s = time.monotonic() + DEADLINE_S
         while stage.held() < 25:

@@ -251,6 +251,20 @@ def test_status_shows_a_halt_and_what_was_marked(venue: ScriptedVenue, journal: 
     broker.stop()
 
 
+def test_a_manual_trade_after_a_run_whose_only_order_was_not_filled_is_marked(
+    agent: Agent, venue: ScriptedVenue
+) -> None:
+    agent.live({1: buy(size=3, exectype=bt.Order.Limit, price=1.0)})
+    trade_by_hand(venue, "2")
+    hold(venue, "2")
+    notes: list[Any] = []
+    strategy = agent.live({}, {1: lambda: notes.extend(agent.broker._delivery._notes)})
+    assert [note.text for note in notes if note.kind == "position"] == [
+        "the position is 2 instead of 0: buy 2 of nobody that is known (by hand, or another program)"
+    ]
+    assert strategy.position.size == 2
+
+
 def test_a_manual_trade_while_nobody_was_there_is_marked(agent: Agent, venue: ScriptedVenue) -> None:
     def fill() -> None:
         settle(agent.broker)
