@@ -222,8 +222,9 @@ class Board:
         chart, is_open, row = self.charts.get(symbol), self.is_open, self.rows.get(symbol)
         if chart is None or is_open is None or row is None or not self._begun_ms:
             return ""
-        known = chart.bars.total if bars is None else bars
-        _, rows = chart.bars.read(max(known - MINUTES_SHOWN, 0), known)
+        # By time, not by number: the head is written down later than the bars.
+        oldest_ms = until_ms - (MINUTES_SHOWN - 1) * row.length_ms
+        _, rows = chart.bars.read(chart.bars.find(oldest_ms), bars)
         return trace_minutes(
             [found[0] for found in rows],
             odd=dict(chart.odd),

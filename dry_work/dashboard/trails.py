@@ -6,6 +6,7 @@ Each relies on single operations of CPython being whole: an attribute is set at 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 
 BARS_KEPT = 500  # of each symbol
@@ -39,6 +40,11 @@ class RowTrail:
         if len(rows) > self._limit:
             dropped = len(rows) // self.width - self._kept
             self._state = (first + dropped, rows[dropped * self.width :])
+
+    def find(self, lowest: float) -> int:
+        """Return the number of the first row that is still there and begins with `lowest` or more; they must rise."""
+        first, rows = self._state
+        return first + bisect_left(rows[:: self.width], lowest)
 
     def read(self, since: int = 0, until: int | None = None) -> tuple[int, list[list[float]]]:
         """Return the number of the first row, and the rows that are still there.

@@ -100,3 +100,14 @@ def test_what_is_kept_of_odd_bars_is_bounded() -> None:
         chart.add_odd(number, "l")
     assert len(chart.odd) <= 4 * MINUTES_SHOWN
     assert 999 in chart.odd
+
+
+def test_bars_that_came_after_the_head_was_written_hide_no_older_ones(board: Board) -> None:
+    trail = Chart(kept=4 * MINUTES_SHOWN)
+    for number in range(3 * MINUTES_SHOWN):
+        trail.bars.append((AT_MS + (number - 2 * MINUTES_SHOWN) * MINUTE_MS, 1.0, 1.0, 1.0, 1.0, 1.0))
+    board.charts["SPY"] = trail
+    board.begin_minutes(AT_MS - 100 * MINUTE_MS)
+    assert board.trace("SPY", until_ms=AT_MS) == "a" * MINUTES_SHOWN
+    known = 2 * MINUTES_SHOWN  # the bar of `AT_MS` came next
+    assert board.trace("SPY", until_ms=AT_MS, bars=known) == "a" * (MINUTES_SHOWN - 1) + "m"

@@ -34,6 +34,17 @@ def test_a_trail_can_be_read_up_to_a_row() -> None:
     assert trail.read(11, 3) == (11, [])
 
 
+def test_rows_are_found_by_what_they_begin_with() -> None:
+    trail = RowTrail(2, 10)
+    for number in range(20):
+        trail.append((float(10 * number), 0.0))
+    first = trail.read()[0]
+    assert trail.find(-1.0) == trail.find(10.0 * first) == first
+    assert trail.find(150.0) == 15
+    assert trail.find(151.0) == 16
+    assert trail.find(1000.0) == trail.total
+
+
 def test_a_trail_is_read_while_it_is_written() -> None:
     trail = RowTrail(3, 40)
     total = 30_000
