@@ -221,7 +221,9 @@ def told_of(hub: HubService) -> tuple[HubEvent, ...]:
 def test_order_updates_wait_while_pubsub_is_away_and_none_is_lost(stack: Stack) -> None:
     hub = stack.start_with_orders(capacity=2, with_websocket=True)
     stack.relay.cut()
-    for number in range(12):
+    stack.order("order-0")
+    wait_until(lambda: stack.topic("order-updates").pending >= 2, "the topic is full")
+    for number in range(1, 12):
         stack.order(f"order-{number}")
     wait_until(lambda: sum(event.item["event"] == "new" for event in told_of(hub)) == 12, "all came to the hub")
     wait_until(lambda: stack.topic("order-updates").held >= 5, "some wait in the hub")
@@ -237,9 +239,11 @@ def test_what_leaves_the_bounded_history_meanwhile_is_counted_as_lost(stack: Sta
     stack.start(capacity=1, with_websocket=True, data_history=3)
     wait_for_news(stack)
     stack.relay.cut()
-    for number in range(12):
+    stack.upstream.send([{**ARTICLE, "id": 0}], NEWS_PATH)
+    wait_until(lambda: stack.topic("news-data").pending == 1, "the topic is full")
+    for number in range(1, 12):
         stack.upstream.send([{**ARTICLE, "id": number}], NEWS_PATH)
-    wait_until(lambda: stack.topic("news-data").held >= 8, "they wait in the hub")
+    wait_until(lambda: stack.topic("news-data").held == 11, "they wait in the hub")
     stack.relay.mend()
     wait_until(lambda: stack.topic("news-data").held == 0, "nothing waits")
     wait_until(lambda: stack.topic("news-data").pending == 0, "all is published")
