@@ -34,16 +34,20 @@ HAPPENED_SHOWN = 30
 
 
 class _TurnClock:
-    """Tells the time of the turn at hand, as it was recorded."""
+    """Tells the time of the turn at hand, as it was recorded: of its end."""
 
-    def __init__(self) -> None:
-        self.now_ns = 0
+    def __init__(self, flight: ReplayFlight) -> None:
+        self._flight = flight
+        self._now_ns = 0
 
     def time_ns(self) -> int:
-        return self.now_ns
+        turn = self._flight.turn
+        if turn is not None:
+            self._now_ns = turn.record.at_ns
+        return self._now_ns
 
     def monotonic(self) -> float:
-        return self.now_ns / SECOND_NS
+        return self.time_ns() / SECOND_NS
 
 
 class _Slice(msgspec.Struct, kw_only=True):
@@ -224,7 +228,6 @@ class _Reading:
     ) -> None:
         self.divergence: Divergence | None = None
         self._on_progress = on_progress
-        self._clock = _TurnClock()
         flight = self._flight = ReplayFlight(reader.turns(), until_ns=None, on_divergence=self._stop)
         run = self._run = ReplayRun(reader.facts, agent, flight, folder)
         symbols = run.settings.symbols
@@ -242,7 +245,7 @@ class _Reading:
                 lockstep=facts.lockstep,
             ),
             symbols,
-            clock=self._clock,
+            clock=_TurnClock(flight),
             wake=lambda: None,
             bars_kept=BARS_KEPT,
             phase="recorded",
@@ -256,7 +259,6 @@ class _Reading:
             self._collector.note_ready(run.cerebro.runningstrats)
 
         run.cerebro.on_ready = note_ready
-        flight.on_slice = self._begin_slice
         flight.on_turn_end = self._end_turn
         self._orders = 0
         self._marks = dict.fromkeys(symbols, 0)
@@ -282,14 +284,8 @@ class _Reading:
     def _stop(divergence: Divergence) -> None:
         raise DivergedError(divergence)
 
-    def _begin_slice(self, _piece: Slice) -> None:
-        turn = self._flight.turn
-        assert turn is not None
-        self._clock.now_ns = turn.record.at_ns
-
     def _end_turn(self, turn: Turn) -> None:
         self._run.broker.link.gateway.work_off(drop=True)
-        self._clock.now_ns = turn.record.at_ns
         self._decisions += turn.record.decisions
         self._happened += [describe_item(item.value) for item in turn.items]
         if isinstance(turn.event, Slice):

@@ -281,6 +281,21 @@ def test_a_recording_says_why_it_did_and_did_not_trade(session: RecordedSession)
     assert len(fills) >= 3
 
 
+def test_a_recording_tells_how_long_orders_took(session: RecordedSession, seen: Seen) -> None:
+    told: dict[tuple[str, str], int] = {}
+    with open_flight(seen.folder) as reader:
+        for turn in reader.turns():
+            for each in turn.record.told:
+                told.setdefault((each.client_order_id, each.status), turn.record.at_ns)
+    filled = {name for name, status in told if status == "Completed"}
+    assert len(filled) >= 3
+    for name in filled:
+        order = session.orders[name][-1][1]
+        sent_ns = told[name, "Submitted"]
+        assert order.ack_ms == pytest.approx((told[name, "Accepted"] - sent_ns) / 1e6, abs=0.01)
+        assert order.fill_ms == pytest.approx((told[name, "Completed"] - sent_ns) / 1e6, abs=0.01)
+
+
 def test_a_moment_of_a_recording_that_is_none_is_refused(session: RecordedSession) -> None:
     with pytest.raises(Exception, match="has no slice"):
         session.at(10**9, "SPY")
