@@ -33,7 +33,7 @@ from dry_work.errors import BrokerError, ConfigError
 from dry_work.market.calendar import shared_calendar
 from dry_work.market.symbols import is_crypto, is_option
 from dry_work.settings import Credentials, check_live, read_credentials
-from dry_work.wire.alpaca_rest import parse_error
+from dry_work.wire.alpaca_rest import lacks_subscription, parse_error
 from dry_work.wire.pubsub import parse_time
 
 DAYS_COMPARED = 30  # of the calendars
@@ -232,7 +232,7 @@ def check_market_data(subject: Subject) -> Iterator[Finding]:
         return  # told with the account
     symbols = _list_symbols(subject) or ["SPY"]
     feed = subject.variable("ALPACA_FEED") or "iex"
-    option_feed = subject.variable("ALPACA_OPTION_FEED") or ("opra" if subject.live else "indicative")
+    option_feed = subject.variable("ALPACA_OPTION_FEED").lower() or ("opra" if subject.live else "indicative")
     with Web(keys, url, timeout_s=subject.timeout_s, basic=bool(subject.account_id)) as web:
         for name, path, query in build_data_requests(symbols, url=url, feed=feed, option_feed=option_feed):
             try:
@@ -288,6 +288,8 @@ def describe_entitlement(answer: requests.Response, name: str, symbol: str = "")
     if answer.status_code == 403:
         return failed(name, text, "set ALPACA_FEED=iex, which needs no subscription, or subscribe at Alpaca")
     if answer.status_code in (400, 422):
+        if name.startswith("options"):
+            return failed(name, text, "set ALPACA_OPTION_FEED to indicative or opra")
         return failed(name, text, "set ALPACA_FEED to iex, sip or delayed_sip")
     if answer.status_code == 429:
         return warning(name, f"no request is left in this minute ({text})", "wait a minute, then look again")
@@ -295,8 +297,7 @@ def describe_entitlement(answer: requests.Response, name: str, symbol: str = "")
 
 
 def _is_not_subscribed(answer: requests.Response) -> bool:
-    # Wrong credentials have the same status, and another message.
-    return answer.status_code == 403 and "subscription" in parse_error(answer.text)[1].lower()
+    return lacks_subscription(answer.status_code, parse_error(answer.text)[1])
 
 
 def _try_iex(web: Web, path: str, query: Mapping[str, str], found: Finding) -> Finding:

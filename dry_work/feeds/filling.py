@@ -11,7 +11,7 @@ from dry_work.clock import MINUTE_NS
 from dry_work.errors import DryWorkError
 from dry_work.market.completeness import MarketHours
 from dry_work.market.messages import Slice
-from dry_work.market.symbols import is_crypto
+from dry_work.market.symbols import is_crypto, is_option
 from dry_work.ports import MarketSource, SourceEvent, SourceStatus
 from dry_work.wakeup import Wakeup
 
@@ -48,6 +48,11 @@ class FillingSource:
     ) -> None:
         self._source = source
         self._symbols = tuple(symbols)
+        # End of the last bar of each option beside other symbols. It may be a quarter of an hour late: what it comes
+        # with is not the end of what the others have missed.
+        self._slow = {symbol: 0 for symbol in self._symbols if is_option(symbol)}
+        if len(self._slow) == len(self._symbols):
+            self._slow.clear()
         self._fetch = fetch
         self._hours = hours or MarketHours()
         self._length_ns = length_ns
@@ -75,10 +80,18 @@ class FillingSource:
         if not isinstance(event, Slice):
             return event
         losses = self._count_losses()
-        if self._is_behind or losses != self._losses:
-            self._is_behind, self._losses = False, losses
-            self._ready.extend(self._fill(event))
-        self._last_end_ns = max(self._last_end_ns, event.end_ns)
+        self._is_behind = self._is_behind or losses != self._losses
+        self._losses = losses
+        ends = [bar.end_ns for bar in event.bars if bar.symbol not in self._slow]
+        is_prompt = bool(ends) or not event.bars
+        if self._is_behind:
+            self._ready.extend(self._fill(event, ends or [bar.end_ns for bar in event.bars]))
+            self._is_behind = not is_prompt
+        if is_prompt:
+            self._last_end_ns = max(self._last_end_ns, event.end_ns)
+        for bar in event.bars if self._slow else ():
+            if bar.symbol in self._slow:
+                self._slow[bar.symbol] = max(self._slow[bar.symbol], bar.end_ns)
         self._ready.append(event)
         return self._ready.popleft()
 
@@ -94,11 +107,10 @@ class FillingSource:
         counters = self._source.counters()
         return sum(counters.get(name, 0) for name in _LOSSES)
 
-    def _fill(self, piece: Slice) -> list[Slice]:
+    def _fill(self, piece: Slice, ends: Sequence[int]) -> list[Slice]:
         # Bars that the slice brings itself, also late ones, are not taken from history.
         start_ns = self._last_end_ns
-        ends = [bar.end_ns for bar in piece.bars if bar.end_ns > start_ns]
-        end_ns = min(ends, default=piece.end_ns) - self._length_ns
+        end_ns = min((end_ns for end_ns in ends if end_ns > start_ns), default=piece.end_ns) - self._length_ns
         if not start_ns or end_ns <= start_ns or not self._was_open(start_ns, end_ns):
             return []
         self._counts["fill_requests"] += 1
@@ -108,11 +120,17 @@ class FillingSource:
             self._counts["fill_failures"] += 1
             _log.warning("what was missed is not filled", error=str(error), minutes=(end_ns - start_ns) // MINUTE_NS)
             return []
-        slices = [Slice(end_ns=each.end_ns, bars=each.bars, filled=True) for each in found]
+        self._last_end_ns = end_ns
+        slices = [each for each in map(self._mark, found) if each.bars]
         bars = sum(len(each.bars) for each in slices)
         self._counts["filled_bars"] += bars
         _log.info("filled from history", bars=bars, minutes=(end_ns - start_ns) // MINUTE_NS)
         return slices
+
+    def _mark(self, piece: Slice) -> Slice:
+        """Return a slice of history as filled, without what has come already."""
+        bars = tuple(bar for bar in piece.bars if bar.end_ns > self._slow.get(bar.symbol, 0))
+        return Slice(end_ns=piece.end_ns, bars=bars, filled=True)
 
     def _was_open(self, start_ns: int, end_ns: int) -> bool:
         return any(

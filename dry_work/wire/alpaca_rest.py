@@ -72,6 +72,7 @@ __all__ = [
     "encode_order",
     "encode_position",
     "encode_trade_event",
+    "lacks_subscription",
     "parse_account",
     "parse_decimal",
     "parse_error",
@@ -304,3 +305,9 @@ def parse_error(body: bytes | str) -> tuple[int | None, str]:
         return None, text.strip()[:200]
     code = payload.get("code")
     return (code if isinstance(code, int) and not isinstance(code, bool) else None), payload["message"]
+
+
+def lacks_subscription(status: int | None, message: str) -> bool:
+    """Tell whether market data were refused for want of a subscription; wrong credentials have status 403 too."""
+    words = message.lower()
+    return status == 403 and ("subscription" in words or "opra agreement" in words)
