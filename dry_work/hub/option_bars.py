@@ -78,8 +78,8 @@ class OptionBars:
     """The bars of any number of contracts.
 
     Counters: `trades`, `late_trades` (of a bar that is closed), `taken_back` (reports that take a trade back),
-    `malformed_trades` (also those with a time far ahead), `bars`, `incomplete_minutes` (that were not listened to from
-    their beginning to their end: they have no bar).
+    `malformed_trades` (also those with a time far ahead, or at no price), `bars`, `incomplete_minutes` (that were not
+    listened to from their beginning to their end: they have no bar).
 
     Args:
         length_ns: of a bar.
@@ -130,8 +130,6 @@ class OptionBars:
             return
         if symbol not in self._since_ns:
             return
-        lag_ns = max(now_ns - time_ns, 0)
-        self._lag_ns = lag_ns if self._lag_ns is None else min(self._lag_ns, lag_ns)
         condition = str(item.get("c") or "")
         if condition in _TAKEN_BACK:
             self.counts["taken_back"] += 1
@@ -143,6 +141,9 @@ class OptionBars:
         if start_ns not in self._open and (len(self._open) >= AHEAD or start_ns > now_ns + AHEAD * self._length_ns):
             self.counts["malformed_trades"] += 1
             return
+        if time_ns < now_ns + self._length_ns:  # of the future is a wrong time: all others of a late feed came too late
+            lag_ns = max(now_ns - time_ns, 0)
+            self._lag_ns = lag_ns if self._lag_ns is None else min(self._lag_ns, lag_ns)
         bars = self._open.setdefault(start_ns, {})
         if symbol not in bars:
             bars[symbol] = _OpenBar(price)
@@ -182,4 +183,6 @@ def _read(item: Mapping[str, Any]) -> tuple[str, int, float, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise CodecError(f"malformed {name}")
         numbers.append(float(value))
+    if not numbers[0]:
+        raise CodecError("zero price")  # as a bar of that price is dropped by who reads it from Pub/Sub
     return symbol, parse_item_time(item.get("t")), numbers[0], numbers[1]
