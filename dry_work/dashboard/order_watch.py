@@ -15,7 +15,6 @@ from dry_work.dashboard.board import Board
 from dry_work.dashboard.latency import StageTimes
 from dry_work.dashboard.snapshot import FillMark, OrderRow
 from dry_work.feeds.base import line_time_ns
-from dry_work.market.symbols import contract_size
 from dry_work.orders.mapping import order_type_word
 
 ACKNOWLEDGED, FILLED = "order → acknowledged", "order → filled"
@@ -106,7 +105,7 @@ class OrderWatch:
         side = "buy" if bit.size > 0 else "sell"
         self.fills += 1
         self.fills_by[symbol] = self.fills_by.get(symbol, 0) + 1
-        gain = float(bit.pnl) * contract_size(symbol)
+        gain = float(bit.pnl)  # of a contract the commission scheme has counted a hundred shares
         self.realised += gain
         self.realised_by[symbol] = self.realised_by.get(symbol, 0.0) + gain
         chart = self._board.charts.get(symbol)
