@@ -6,6 +6,7 @@ call loses nothing in silence: when its reader is too slow, it ends, and the nex
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +15,9 @@ import grpc
 
 from dry_work import pulse
 from dry_work.errors import CodecError, ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
+from dry_work.feeds.hub_link import STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
+from dry_work.feeds.hub_ways import DirectWay
 from dry_work.feeds.timed_reader import TimedReader
-from dry_work.market.symbols import is_crypto
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
 from dry_work.wire.cream_items import parse_own_fields
 
@@ -28,62 +29,34 @@ _REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITI
 _DENIALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 
 
-class GrpcTransport:
-    """The way over gRPC.
-
-    Args:
-        endpoint: http:// or https:// with host and port.
-        token: the hub's; empty for one that asks for none.
-        symbols: wanted symbols.
-        statuses: bring trading statuses and price bands too.
-    """
+class GrpcTransport(DirectWay):
+    """The way over gRPC, to a URL with http:// or https://."""
 
     name = "gRPC"
 
-    def __init__(
-        self,
-        endpoint: str,
-        *,
-        token: str = "",
-        symbols: Sequence[str],
-        silence_s: float = SILENCE_S,
-        statuses: bool = False,
-    ) -> None:
-        self.endpoint = endpoint
-        self._token = token
-        self._silence_s = silence_s
-        self._statuses = statuses
-        self._symbols = {
-            STOCKS: [symbol for symbol in symbols if not is_crypto(symbol)],
-            CRYPTO: [symbol for symbol in symbols if is_crypto(symbol)],
-        }
-
-    def lanes(self, feeds: Sequence[str]) -> Sequence[tuple[str, ...]]:
-        return [(feed,) for feed in feeds]
-
     def describe(self) -> str:
-        return f"{self.endpoint} (STREAM_PROXY_ENDPOINT)"
+        return f"{self.url} (STREAM_PROXY_ENDPOINT)"
 
     def build_session(self, feeds: tuple[str, ...], positions: Mapping[str, Position]) -> GrpcSession:
         (feed,) = feeds
         metadata = [("x-dry-work-items", "true"), ("x-dry-work-offsets", "true")]
-        if self._statuses and feed == STOCKS:
+        if self.statuses and feed == STOCKS:
             metadata.append(("x-dry-work-statuses", "true"))
-        if self._token:
-            metadata.append(("authorization", f"Bearer {self._token}"))
+        if self.token:
+            metadata.append(("authorization", f"Bearer {self.token}"))
         position = positions.get(feed)
         if position is not None:
             metadata += [("x-dry-work-epoch", position.epoch), ("x-dry-work-offset", str(position.offset))]
-        request = cream.StreamBarsRequest(symbols=self._symbols[feed])
+        request = cream.StreamBarsRequest(symbols=self.symbols_of(feed))
         return GrpcSession(self, feed, request.SerializeToString(), metadata)
 
     def connect(self) -> grpc.Channel:
         """Return a channel, not connected yet."""
-        parts = urlsplit(self.endpoint)
+        parts = urlsplit(self.url)
         options = (
-            ("grpc.keepalive_time_ms", round(self._silence_s * 500)),
-            ("grpc.keepalive_timeout_ms", round(self._silence_s * 500)),
-            ("grpc.http2.ping_timeout_ms", round(self._silence_s * 500)),
+            ("grpc.keepalive_time_ms", round(self.silence_s * 500)),
+            ("grpc.keepalive_timeout_ms", round(self.silence_s * 500)),
+            ("grpc.http2.ping_timeout_ms", round(self.silence_s * 500)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
@@ -117,17 +90,36 @@ class GrpcSession:
             self._call = channel.unary_stream(METHOD)(self._request, metadata=self._metadata)
             if self._is_closed:
                 self.interrupt()
-            told = dict(self._call.initial_metadata())
+            told = self._wait_for_begin(timeout_s)
         except grpc.RpcError as error:
             raise self._explain(error) from error
         except ValueError as error:  # the channel was closed
             raise FeedDisconnectedError("the session is closed") from error
-        if "x-dry-work-epoch" not in told:
-            raise self._explain_end()
         self._epoch = str(told["x-dry-work-epoch"])
         self._reader = TimedReader(self._call, name=f"hub call for {self._feed}", ahead=BATCH)
         position = Position(self._epoch, int(told.get("x-dry-work-offset", "0")))
         return Opening(positions={self._feed: position}, recovered=told.get("x-dry-work-recovered", "true") == "true")
+
+    def _wait_for_begin(self, timeout_s: float) -> dict[str, Any]:
+        """Return what the hub tells as the call begins, which gRPC waits for without a time-out."""
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            self._call.cancel()
+
+        timer = threading.Timer(timeout_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            told = dict(self._call.initial_metadata())
+            if not told and is_late.is_set():
+                raise FeedDisconnectedError(f"no answer within {timeout_s:g} s")
+            if "x-dry-work-epoch" not in told:
+                raise self._explain_end(is_late)
+        finally:
+            timer.cancel()
+        return told
 
     def receive(self) -> Sequence[Arrival]:
         assert self._reader is not None
@@ -163,12 +155,13 @@ class GrpcSession:
         if self._channel is not None:
             self._channel.close()
 
-    def _explain_end(self) -> Exception:
-        """Return why a call has ended before it began."""
+    def _explain_end(self, is_late: threading.Event) -> Exception:
+        """Return why a call has ended before it began; `is_late` says that it was ended here, by the time."""
         try:
             next(self._call)
         except grpc.RpcError as error:
-            return self._explain(error)
+            if not is_late.is_set():
+                return self._explain(error)
         except StopIteration:
             pass
         return ConfigError(f"no hub answers at {self._transport.describe()}: is that its gRPC port?")

@@ -13,6 +13,8 @@ import re
 import ssl
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,8 +28,8 @@ from nats.js.errors import NotFoundError
 
 from dry_work import pulse
 from dry_work.errors import ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import SILENCE_S, Arrival, Opening, Position
-from dry_work.settings import FeedSettings
+from dry_work.feeds.hub_link import Arrival, Opening, Position
+from dry_work.feeds.hub_ways import WayOverServer
 from dry_work.wire.nats_subjects import Subjects
 
 REQUEST_TIMEOUT_S = 3.0
@@ -52,42 +54,26 @@ class _Message(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Message)
 
 
-class NatsTransport:
-    """The way over NATS.
-
-    Args:
-        settings: servers (`address`, several with commas between), user, password, prefix and name of the data stream.
-        symbols: wanted symbols.
-        client: names this reader to the hub; no other one has it.
-        statuses: bring trading statuses and price bands too.
-    """
+@dataclass(eq=False)
+class NatsTransport(WayOverServer):
+    """The way over NATS, to servers (`address`, several with commas between) with the hub's data stream."""
 
     name = "NATS"
+    # The consumer that keeps what is not acknowledged, and the last message that was taken.
+    consumer: str = field(init=False, default="")
+    sequence: int = field(init=False, default=0)
+    lost: int = field(init=False, default=0)  # events that the hub could not publish, by its last word
+    sessions: int = field(init=False, default=0)
 
-    def __init__(
-        self,
-        settings: FeedSettings,
-        *,
-        symbols: Sequence[str],
-        client: str,
-        silence_s: float = SILENCE_S,
-        statuses: bool = False,
-    ) -> None:
-        self.settings = settings
-        self.symbols = list(symbols)
-        self.wanted = frozenset(symbols)
-        self.statuses = statuses
-        self.client = client
-        self.silence_s = silence_s
-        self.subjects = Subjects(settings.prefix)
-        # The consumer that keeps what is not acknowledged, and the last message that was taken.
-        self.consumer = ""
-        self.sequence = 0
-        self.lost = 0  # events that the hub could not publish, by its last word
-        self.sessions = 0
+    @cached_property
+    def wanted(self) -> frozenset[str]:
+        """The symbols."""
+        return frozenset(self.symbols)
 
-    def lanes(self, feeds: Sequence[str]) -> Sequence[tuple[str, ...]]:
-        return [tuple(feeds)]
+    @cached_property
+    def subjects(self) -> Subjects:
+        """The subjects of the hub."""
+        return Subjects(self.settings.prefix)
 
     def describe(self) -> str:
         return f"{self.settings.address} (NATS_URL)"

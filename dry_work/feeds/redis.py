@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -21,7 +23,6 @@ from dry_work.feeds.hub_link import (
     BARS,
     CRYPTO,
     PRICE_BANDS,
-    SILENCE_S,
     STATUSES,
     STOCKS,
     WATERMARKS,
@@ -29,8 +30,8 @@ from dry_work.feeds.hub_link import (
     Opening,
     Position,
 )
+from dry_work.feeds.hub_ways import WayOverServer
 from dry_work.market.symbols import is_crypto, is_option
-from dry_work.settings import FeedSettings
 from dry_work.wire.redis import LOGS, REGISTRATION, stream_key
 
 RENEW_S = 10.0  # between registrations; the hub's lease is a minute by default
@@ -43,42 +44,30 @@ START = b"0-0"
 _STOCK_CHANNELS = (STATUSES, PRICE_BANDS)
 
 
-class RedisTransport:
-    """The way over Redis.
-
-    Args:
-        settings: server (`address`, host:port), database, user, password and TLS.
-        symbols: wanted symbols.
-        client: names this reader to the hub; no other one has it.
-        statuses: bring trading statuses and price bands too.
-    """
+@dataclass(eq=False)
+class RedisTransport(WayOverServer):
+    """The way over Redis, to one server (`address`, host:port)."""
 
     name = "Redis"
+    ids: dict[bytes, bytes] = field(
+        init=False, default_factory=dict
+    )  # last entry by key; empty before the first session
+    run_id: str = field(init=False, default="")  # of the server
 
-    def __init__(
-        self,
-        settings: FeedSettings,
-        *,
-        symbols: Sequence[str],
-        client: str,
-        silence_s: float = SILENCE_S,
-        statuses: bool = False,
-    ) -> None:
-        self.settings = settings
-        self.symbols = list(symbols)
-        self.client = client
-        self.silence_s = silence_s
-        keys = [(stream_key(feed_of(symbol), BARS, symbol), feed_of(symbol)) for symbol in symbols]
+    @cached_property
+    def stocks(self) -> list[str]:
+        """The symbols whose statuses are wanted."""
+        stocks = [symbol for symbol in self.symbols if feed_of(symbol) == STOCKS and not is_option(symbol)]
+        return stocks if self.statuses else []
+
+    @cached_property
+    def streams(self) -> dict[bytes, str]:
+        """Feeds by key."""
+        keys = [(stream_key(feed_of(symbol), BARS, symbol), feed_of(symbol)) for symbol in self.symbols]
         feeds = dict.fromkeys(feed for _, feed in keys)
         keys += [(stream_key(feed, WATERMARKS, "*"), feed) for feed in feeds]
-        self.stocks = [symbol for symbol in symbols if statuses and feed_of(symbol) == STOCKS and not is_option(symbol)]
         keys += [(stream_key(STOCKS, name, symbol), STOCKS) for symbol in self.stocks for name in _STOCK_CHANNELS]
-        self.streams = {key.encode(): feed for key, feed in keys}  # feed by key
-        self.ids: dict[bytes, bytes] = {}  # last entry by key; empty before the first session
-        self.run_id = ""  # of the server
-
-    def lanes(self, feeds: Sequence[str]) -> Sequence[tuple[str, ...]]:
-        return [tuple(feeds)]
+        return {key.encode(): feed for key, feed in keys}
 
     def describe(self) -> str:
         return f"{self.settings.address} (REDIS_HOST, REDIS_PORT)"

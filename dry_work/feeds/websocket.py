@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from dry_work import pulse
 from dry_work.errors import ConfigError, FeedDisconnectedError
-from dry_work.feeds.hub_link import CRYPTO, SILENCE_S, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
+from dry_work.feeds.hub_link import CRYPTO, STOCKS, TOKEN_REFUSED, Arrival, Opening, Position
 from dry_work.feeds.hub_stream import HubStream
-from dry_work.market.symbols import is_crypto
+from dry_work.feeds.hub_ways import DirectWay
 from dry_work.wire.alpaca_stream import StreamCodec, encode_message
 
 PATHS = {
@@ -24,51 +25,24 @@ CLOSE_TIMEOUT_S = 1.0
 _DENIED = (401, 403)
 
 
-class WebSocketTransport:
-    """The way over WebSockets, one for each feed.
-
-    Args:
-        url: ws:// or wss:// with host and port.
-        token: the hub's; empty for one that asks for none.
-        symbols: wanted symbols.
-        statuses: bring trading statuses and price bands too.
-    """
+@dataclass(eq=False)
+class WebSocketTransport(DirectWay):
+    """The way over WebSockets, to a URL with ws:// or wss://."""
 
     name = "WebSocket"
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str = "",
-        symbols: Sequence[str],
-        silence_s: float = SILENCE_S,
-        statuses: bool = False,
-    ) -> None:
-        self._url = url
-        self._statuses = statuses
-        self._token = token
-        self._silence_s = silence_s
-        self._symbols = {
-            STOCKS: [symbol for symbol in symbols if not is_crypto(symbol)],
-            CRYPTO: [symbol for symbol in symbols if is_crypto(symbol)],
-        }
-        self._found: dict[str, str] = {}  # path by feed
-
-    def lanes(self, feeds: Sequence[str]) -> Sequence[tuple[str, ...]]:
-        return [(feed,) for feed in feeds]
+    _found: dict[str, str] = field(init=False, default_factory=dict)  # path that was answered, by feed
 
     def describe(self) -> str:
-        return f"{self._url} (STREAM_PROXY_WS_URL)"
+        return f"{self.url} (STREAM_PROXY_WS_URL)"
 
     def build_session(self, feeds: tuple[str, ...], positions: Mapping[str, Position]) -> WebSocketSession:
         (feed,) = feeds
         stream = HubStream(
             feed,
-            token=self._token,
-            symbols=self._symbols[feed],
+            token=self.token,
+            symbols=self.symbols_of(feed),
             position=positions.get(feed),
-            statuses=self._statuses,
+            statuses=self.statuses,
         )
         return WebSocketSession(self, feed, stream)
 
@@ -91,7 +65,7 @@ class WebSocketTransport:
                     raise ConfigError(TOKEN_REFUSED) from error
                 raise FeedDisconnectedError(f"HTTP {status}") from error
             except InvalidURI as error:
-                raise ConfigError(f"STREAM_PROXY_WS_URL={self._url!r}: {error}") from error
+                raise ConfigError(f"STREAM_PROXY_WS_URL={self.url!r}: {error}") from error
             except (WebSocketException, OSError, EOFError) as error:
                 raise FeedDisconnectedError(str(error) or type(error).__name__) from error
             self._found[feed] = path
@@ -100,11 +74,11 @@ class WebSocketTransport:
 
     def _connect(self, path: str, timeout_s: float) -> ClientConnection:
         connection = connect(
-            f"{self._url}{path}?hub=1",
+            f"{self.url}{path}?hub=1",
             open_timeout=timeout_s,
             close_timeout=CLOSE_TIMEOUT_S,
-            ping_interval=self._silence_s / 2,
-            ping_timeout=self._silence_s / 2,
+            ping_interval=self.silence_s / 2,
+            ping_timeout=self.silence_s / 2,
             max_size=FRAME_LIMIT_BYTES,
             compression=None,
             proxy=None,
