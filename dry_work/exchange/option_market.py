@@ -166,8 +166,8 @@ class OptionMarket:
                 )
                 yield from (symbol for _, symbol in near[:_ACTIVE])
 
-    def _find_last(self, symbol: str, now_ns: int) -> tuple[int, float, float] | None:
-        """Return time, price and size of a contract's last trade."""
+    def _find_last(self, symbol: str, now_ns: int) -> tuple[int, float] | None:
+        """Return the end of a contract's last bar, and its close."""
         contract = self.chains.contract(symbol)
         if contract is None:
             return None
@@ -175,17 +175,17 @@ class OptionMarket:
             bars = self._tables.bars(symbol, MINUTE, now_ns)
             if bars is None or not len(bars.times):
                 return None
-            return int(bars.times[-1]) + self._length_ns, float(bars.columns["close"][-1]), 1.0
+            return int(bars.times[-1]) + self._length_ns, float(bars.columns["close"][-1])
         found = self._find_stock(contract, now_ns)
         if found is None:
             return None
-        time_ns, price, volume = found
+        time_ns, price = found
         left = np.array([self.chains.close_ns(contract) - time_ns], dtype=np.float64)
         value = to_cents(price_options(contract, np.array([price]), left))
-        return time_ns, float(value[0]), max(volume // 500, 1.0)
+        return time_ns, float(value[0])
 
-    def _find_stock(self, contract: OptionContract, now_ns: int) -> tuple[int, float, float] | None:
-        """Return end, close and volume of the stock's last regular bar before the contract's end."""
+    def _find_stock(self, contract: OptionContract, now_ns: int) -> tuple[int, float] | None:
+        """Return end and close of the stock's last regular bar before the contract's end."""
         stock = self._tables.bars(contract.underlying, MINUTE, min(now_ns, self.chains.close_ns(contract)))
         if stock is None or not len(stock.times):
             return None
@@ -194,11 +194,7 @@ class OptionMarket:
             row -= 1
         if row < 0:
             return None
-        return (
-            int(stock.times[row]) + self._length_ns,
-            float(stock.columns["close"][row]),
-            float(stock.columns["volume"][row]),
-        )
+        return int(stock.times[row]) + self._length_ns, float(stock.columns["close"][row])
 
     def _find_regular(self, times: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell of each time (rising) whether it is in a regular session."""
