@@ -1,7 +1,7 @@
-"""Settings of a run from options, `dry-work.toml` and the environment. Pure but for `read_*`.
+"""Settings of a run from options, `dry-work.toml` and the environment. Pure but for what reads files.
 
-An option wins over the environment, the environment over `.env` files, and those over `dry-work.toml`. An empty
-variable counts as unset. Several names for one thing may be set when they agree.
+An option wins over the environment, the environment over `.env` files, and those over `dry-work.toml`
+(`settings_files`). An empty variable counts as unset. Several names for one thing may be set when they agree.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import datetime as dt
 import os
 import re
 import sys
-import tomllib
 import uuid
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -23,7 +22,19 @@ import pytz
 
 from dry_work.clock import DAY_NS, MINUTE_NS
 from dry_work.errors import ConfigError
-from dry_work.orders.risk_limits import SETTING_NAMES, RiskLimits, RiskValueError, parse_limits
+from dry_work.orders.risk_limits import RiskLimits, RiskValueError, parse_limits
+from dry_work.settings_files import TOML_KEYS, parse_env_file, read_environment, read_toml
+
+__all__ = [
+    "BROKER_LIVE_URL", "BROKER_SANDBOX_URL", "CRYPTO_TOPIC", "DATA_SANDBOX_URL", "DATA_URL",
+    "DEFAULT_GRPC_ENDPOINT", "DEFAULT_JOURNAL_DAYS", "DEFAULT_STALE_S", "DEFAULT_STATE_DIR", "DEFAULT_SYMBOLS",
+    "DEFAULT_WEBSOCKET_URL", "FEEDS", "LIVE_URL", "MARKET_TOPIC", "MAX_JOURNAL_DAYS", "PAPER_URL", "POD_STATE_DIR",
+    "TOML_KEYS", "WHOLE_LINES", "Credentials", "FeedSettings", "RunSettings", "TimeFrame", "check_live",
+    "choose_state_dir", "choose_venue_urls", "parse_account_id", "parse_agent_id", "parse_cash", "parse_choice",
+    "parse_env_file", "parse_feed", "parse_journal_days", "parse_lookback", "parse_moment", "parse_risk",
+    "parse_speed", "parse_stale", "parse_timeframe", "parse_url", "parse_zone", "read_credentials",
+    "read_environment", "read_toml", "read_variable",
+]  # fmt: skip
 
 PAPER_URL = "https://paper-api.alpaca.markets"
 LIVE_URL = "https://api.alpaca.markets"
@@ -375,90 +386,6 @@ def read_credentials(environment: Mapping[str, str], *, hint: str = "") -> Crede
         if pair != found[0][1]:
             raise ConfigError(f"{found[0][0]} and {name} are both set and differ: set one of them")
     return found[0][1]
-
-
-def read_environment(folder: Path, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment with what `.env` and `configs/.env` in `folder` add to it.
-
-    Raises:
-        ConfigError: for a line that is no assignment.
-    """
-    found: dict[str, str] = {}
-    for path in (folder / "configs" / ".env", folder / ".env"):
-        if path.is_file():
-            found.update(parse_env_file(path.read_text(encoding="utf-8"), source=str(path)))
-    found.update({k: v for k, v in (os.environ if environment is None else environment).items() if v.strip()})
-    return found
-
-
-def parse_env_file(text: str, *, source: str = ".env") -> dict[str, str]:
-    """Return the assignments of a `.env` text: `NAME=value` a line, with an optional `export` and quotes.
-
-    Raises:
-        ConfigError: naming the line that is no assignment, never its content.
-    """
-    found: dict[str, str] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if not line or line.startswith("#"):
-            continue
-        name, equals, value = line.removeprefix("export ").partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
-            raise ConfigError(f"{source}, line {number}: expected NAME=value")
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        found[name.strip()] = value
-    return found
-
-
-_SHARED_KEYS = (
-    "agent", "cash", "data", "extra_fields", "params", "prenext", "resample", "symbols", "timeframe", "tz", "warmup",
-)  # fmt: skip
-_BACKTEST_KEYS = (
-    "commission", "end", "engine", "fees", "guard", "max_volume", "recorded", "slippage", "source", "start",
-)  # fmt: skip
-TOML_KEYS = {
-    "run": (
-        *_SHARED_KEYS,
-        "agent_id",
-        "feed",
-        "journal_days",
-        "late",
-        "lookback",
-        "revised",
-        "speed",
-        "stale_action",
-        "stale_s",
-        "state_dir",
-        "statuses",
-    ),
-    "backtest": (*_SHARED_KEYS, *_BACKTEST_KEYS),
-    "risk": (*SETTING_NAMES, "off"),
-    "alerts": ("urls", "heartbeat_url", "heartbeat_seconds", "stale_seconds", "lost_seconds"),
-}
-
-
-def read_toml(path: Path, name: str = "run") -> dict[str, Any]:
-    """Return a table of `dry-work.toml`, or nothing when there is no such file or table.
-
-    Raises:
-        ConfigError: for a file that is no TOML, or a name that is no setting.
-    """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no TOML: {error}") from None
-    table = content.get(name, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: [{name}] is to be a table")
-    for key in table:
-        if key not in TOML_KEYS[name]:
-            listed = ", ".join(sorted(TOML_KEYS[name]))
-            raise ConfigError(f"{path}: [{name}] has no setting {key!r}; its settings: {listed}")
-    return table
 
 
 def parse_risk(table: Mapping[str, Any], *, local: bool) -> RiskLimits | None:

@@ -22,27 +22,22 @@ from aiohttp import web
 
 from dry_work.clock import Clock, SystemClock
 from dry_work.errors import ConfigError
-from dry_work.exchange.account_api import AccountApi
 from dry_work.exchange.alpaca_matcher import Matching
 from dry_work.exchange.answers import RequestBudget, build_middleware
-from dry_work.exchange.broker_api import BrokerApi, BrokerRoutes
+from dry_work.exchange.apis import ExchangeApis
 from dry_work.exchange.chance import PartialFills
 from dry_work.exchange.commands import FORMAT, Command, LogHeader, OpenAccount
-from dry_work.exchange.control import ControlApi
 from dry_work.exchange.credentials import Credentials
 from dry_work.exchange.data_sockets import DataSockets, StreamLimits
 from dry_work.exchange.event_session import HEARTBEAT_S
 from dry_work.exchange.event_stream import EventStreams
-from dry_work.exchange.fault_hooks import FaultApi, answer_with_faults
+from dry_work.exchange.fault_hooks import answer_with_faults
 from dry_work.exchange.fault_store import FaultStore
 from dry_work.exchange.faults import Fault, FaultPlan
-from dry_work.exchange.history import MarketHistory
-from dry_work.exchange.latest import LatestApi
 from dry_work.exchange.market import MarketPlayer, OpenSlice
-from dry_work.exchange.offerings import OfferedApis, Offerings
+from dry_work.exchange.offerings import Offerings
 from dry_work.exchange.option_contracts import OptionChains
 from dry_work.exchange.order_rules import RefusedError
-from dry_work.exchange.rest import TradingApi
 from dry_work.exchange.state import ExchangeState
 from dry_work.exchange.state_log import StateLog
 from dry_work.exchange.sub_accounts import SubAccounts
@@ -51,7 +46,6 @@ from dry_work.exchange.tape import Tape
 from dry_work.exchange.tick_matcher import fingerprint_ticks
 from dry_work.exchange.trade_socket import TradeSocket
 from dry_work.exchange.venue import RuleSet
-from dry_work.exchange.watchlists import WatchlistApi
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_ticks import TickRecording
 from dry_work.market.calendar import shared_calendar
@@ -222,40 +216,6 @@ class ExchangeServer:
             clock=self._clock,
             faults=self._faults,
         )
-        self._trading = TradingApi(
-            venue,
-            chains=chains,
-            credentials=self._credentials,
-            execute=self._execute,
-            calendar=calendar,
-            opened_ns=state.start_ns,
-            skew_s=lambda: self._faults.skew_s,
-        )
-        self._account = AccountApi(
-            venue,
-            credentials=self._credentials,
-            execute=self._execute,
-            fills=lambda key_id: state.accounts[key_id].fills,
-            equity=lambda key_id: state.accounts[key_id].equity,
-            settlements=lambda key_id: state.accounts[key_id].settlements,
-            calendar=calendar,
-        )
-        self._watchlists = WatchlistApi(
-            venue,
-            credentials=self._credentials,
-            execute=self._execute,
-            watchlists=lambda key_id: state.accounts[key_id].watchlists,
-            canonical_symbol=self._trading.canonical_symbol,
-            describe_asset=self._trading.describe_asset,
-        )
-        self._broker = BrokerApi(
-            venue,
-            credentials=self._credentials,
-            trading=self._trading,
-            account=self._account,
-            details=lambda name: state.accounts[name].details,
-            opened_ns=lambda name: state.accounts[name].opened_ns,
-        )
         self._events = EventStreams(
             self._credentials,
             accounts=state.accounts,
@@ -266,38 +226,22 @@ class ExchangeServer:
             queue_bytes=limits.queue_bytes,
             heartbeat_s=self._heartbeat_s,
         )
-        self._offered = OfferedApis(
-            self._offerings,
-            recording=self.recording,
-            chains=chains,
+        self._apis = ExchangeApis(
+            state,
+            self.recording,
             tables=tables,
+            chains=chains,
             calendar=calendar,
+            offerings=self._offerings,
             sockets=self._data,
             credentials=self._credentials,
-            execute=self._execute,
-            now_ns=self._now_ns,
-        )
-        self._history = MarketHistory(
-            tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
-        )
-        self._latest = LatestApi(
-            tables, credentials=self._credentials, now_ns=self._now_ns, tick_now_ns=self._tick_now_ns
-        )
-        recorded = frozenset(self.recording.symbols)
-        self._control = ControlApi(
-            state.lockstep,
-            credentials=self._credentials,
+            faults=self._faults,
             execute=self._execute,
             describe=self.describe,
-            current=lambda: state.current,
-            canonical_symbol=self._trading.canonical_symbol,
-            has_bars=lambda symbol: symbol in recorded or chains.contract(symbol) is not None,
-            assets=recorded,
             resend=self._repeat_slice,
-            tell_revision=self._data.publish_revision,
-        )
-        self._fault_api = FaultApi(
-            self._faults, credentials=self._credentials, execute=self._execute, strike=self._strike
+            strike=self._strike,
+            now_ns=self._now_ns,
+            tick_now_ns=self._tick_now_ns,
         )
         self._skip_gaps = skip_gaps
         self._player = self._build_player()
@@ -358,21 +302,8 @@ class ExchangeServer:
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Serve all that the exchange has on a router, as `start` does on its own."""
-        apis = (
-            self._trading,
-            self._account,
-            self._watchlists,
-            self._broker,
-            self._history,
-            self._latest,
-            self._control,
-            self._fault_api,
-            self._offered,
-        )
-        for part in (*apis, self._trades, self._events, self._data):
+        for part in (self._apis, self._trades, self._events, self._data):
             part.add_routes(router)
-        for trading_part in (self._trading, self._account, self._watchlists, self._offered):
-            trading_part.add_routes(BrokerRoutes(router))
 
     def describe(self) -> dict[str, Any]:
         """Return what is played and how far it is, as `GET /dry-work/v1/session` answers it."""
@@ -412,7 +343,7 @@ class ExchangeServer:
         self.resumed = bool(commands)
         self._credentials.restore(self._state.accounts)
         self._tape.take(self._state.venue.now_ns)
-        self._offered.skip(self._state.venue.now_ns)
+        self._apis.offered.skip(self._state.venue.now_ns)
         self._player = self._build_player()
 
     def _write(self, command: Command, relied_on: bool) -> None:
@@ -443,7 +374,7 @@ class ExchangeServer:
 
     def _publish(self, current: OpenSlice) -> None:
         self._data.publish(current)
-        self._offered.publish(current.end_ns)
+        self._apis.offered.publish(current.end_ns)
         self._trades.tell_slice(current)
         self._events.tell_slice(current)
 
