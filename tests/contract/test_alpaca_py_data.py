@@ -282,6 +282,7 @@ def test_a_second_connection_is_told_406_and_gets_in_when_the_first_has_gone(
     caplog.clear()
     run_stream(streams[1])
     wait_until(lambda: "connection limit exceeded" in caplog.text, "the second is refused")
+    assert "subscribed to bars" not in caplog.text  # as long as the first is there
     streams[0].stop()
     wait_until(lambda: "subscribed to bars" in caplog.text, "the second gets in")
 

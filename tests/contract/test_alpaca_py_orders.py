@@ -361,3 +361,5 @@ def test_a_trading_stream_comes_back_after_a_reset_and_takes_events_that_it_does
 
     wait_until(is_back, "the stream is back")
     wait_until(lambda: any(update.event == "unheard_of" for update in updates), "the made-up event is told")
+    (unknown,) = (update.order.id for update in updates if update.event == "unheard_of")
+    assert unknown in {update.order.id for update in updates if update.event == "canceled"}

@@ -101,7 +101,7 @@ def test_what_is_wrong_with_the_strategy_is_told_with_its_line(source: bytes, to
     ],
 )
 def test_what_the_tree_cannot_tell_is_left_to_the_build(source: bytes) -> None:
-    check({"agent/agent.py": source, "symbols.txt": b"SPY"})
+    assert check({"agent/agent.py": source, "symbols.txt": b"SPY"}).agent == "agent/agent.py:Agent"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_files_that_hold_secrets_by_their_name_are_refused(name: str) -> None:
 
 
 def test_what_only_looks_like_a_secret_passes() -> None:
-    check(
+    found = check(
         agent_files(
             **{
                 ".env.example": b"ALPACA_SECRET_KEY=\n",
@@ -200,6 +200,7 @@ def test_what_only_looks_like_a_secret_passes() -> None:
             }
         )
     )
+    assert found.agent == "agent/agent.py:Agent"
 
 
 def test_nothing_of_an_archive_is_run(tmp_path: Path) -> None:

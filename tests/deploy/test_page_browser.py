@@ -6,15 +6,14 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deploy.archive import make_archive
 from deploy.page import PageSettings
 from tests.deploy.page_server import TOKEN, PageServer
-from tests.deploy.service_stack import AGENT, ANN, DEADLINE_S, Stack, agent_zip
-from tests.e2e.browser import Browser, find_chromium, open_browser
+from tests.deploy.service_stack import AGENT, ANN, Stack, agent_zip
+from tests.e2e.browser import Browser, Page, serve_browser
 
 # What stands beyond the right or left edge of the page, but for what scrolls by itself or is for screen readers only.
 CUT_OFF = """
@@ -25,11 +24,12 @@ CUT_OFF = """
 PILL = "document.querySelector('.title .pill')?.textContent"
 
 
-class Page:
+class ServicePage(Page):
     """The page, and the service behind it."""
 
     def __init__(self, browser: Browser, server: PageServer) -> None:
-        self.browser, self.server, self.stack = browser, server, server.stack
+        super().__init__(browser)
+        self.server, self.stack = server, server.stack
 
     def visit(self, path: str = "") -> None:
         """Open an address of the page's own, always as a new document."""
@@ -43,17 +43,6 @@ class Page:
         self.wait("!document.getElementById('app').hidden")
         if path:
             self.run(f"location.hash = {json.dumps(path)}")
-
-    def run(self, expression: str) -> Any:
-        """Return the value of an expression."""
-        return self.browser.evaluate(expression)
-
-    def wait(self, expression: str) -> None:
-        """Wait until an expression holds."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not self.run(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"):
-            assert time.monotonic() < deadline, (expression, self.browser.errors, self.run("document.body.innerText"))
-            time.sleep(0.05)
 
     def click(self, selector: str) -> None:
         """Click an element with the mouse, as soon as it is there, not switched off, and does not move any more."""
@@ -93,22 +82,14 @@ class Page:
         assert any(text in error for error in self.browser.errors), self.browser.errors
         self.browser.errors[:] = [error for error in self.browser.errors if text not in error]
 
-    def text(self, selector: str) -> str:
-        """Return what an element shows."""
-        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
-
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium: install chromium, or google-chrome, to look at pages")
-    with open_browser(program, tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
+    yield from serve_browser(tmp_path_factory)
 
 
 @pytest.fixture
-def page(chromium: Browser, tmp_path: Path) -> Iterator[Page]:
+def page(chromium: Browser, tmp_path: Path) -> Iterator[ServicePage]:
     """The page on a service of its own; in the end nothing was complained of, and nobody else was asked."""
     stack = Stack(tmp_path)
     server = PageServer(stack, tmp_path)
@@ -117,7 +98,7 @@ def page(chromium: Browser, tmp_path: Path) -> Iterator[Page]:
     chromium.use_media()
     chromium.resize(1280, 900)
     try:
-        yield Page(chromium, server)
+        yield ServicePage(chromium, server)
         assert chromium.errors == []
         assert [url for url in chromium.requests if not url.startswith((server.address, "about:", "blob:"))] == []
     finally:
@@ -127,7 +108,7 @@ def page(chromium: Browser, tmp_path: Path) -> Iterator[Page]:
         stack.close()
 
 
-def test_an_agent_is_created_deployed_watched_read_and_stopped(page: Page) -> None:
+def test_an_agent_is_created_deployed_watched_read_and_stopped(page: ServicePage) -> None:
     stack = page.stack
     page.visit()
     page.write("#token", TOKEN)
@@ -176,7 +157,7 @@ def test_an_agent_is_created_deployed_watched_read_and_stopped(page: Page) -> No
 
 
 def test_a_folder_is_zipped_as_the_command_zips_it_and_an_older_source_is_deployed_again(
-    page: Page, tmp_path: Path
+    page: ServicePage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "my agent"
     (folder / "agent").mkdir(parents=True)
@@ -210,7 +191,7 @@ def test_a_folder_is_zipped_as_the_command_zips_it_and_an_older_source_is_deploy
     page.wait(f"{PILL} === 'Running'")
 
 
-def test_a_bad_source_and_a_failed_build_are_told_with_the_place(page: Page) -> None:
+def test_a_bad_source_and_a_failed_build_are_told_with_the_place(page: ServicePage) -> None:
     agent_id = page.stack.create()
     page.sign_in(f"#/agent/{agent_id}")
     page.wait(f"{PILL} === 'Not deployed'")
@@ -245,7 +226,7 @@ def test_a_bad_source_and_a_failed_build_are_told_with_the_place(page: Page) -> 
 MARKUP = "<img src=x onerror=hacked=1><script>hacked=1</script>\"'&amp;<b>x</b>"
 
 
-def test_what_people_and_agents_write_stays_text(page: Page) -> None:
+def test_what_people_and_agents_write_stays_text(page: ServicePage) -> None:
     agent_id = "it's \"<img src=x onerror=hacked=1>&amp;"
     page.stack.service.create(ANN, agent_id, MARKUP)
     page.stack.kubernetes.log = f"2026-01-02T15:04:05Z {MARKUP}\n2026-01-02T15:04:06Z \x1b[31m</span></div>\u202eabc\n"
@@ -271,7 +252,7 @@ def test_what_people_and_agents_write_stays_text(page: Page) -> None:
     page.forgive("TrustedHTML")
 
 
-def test_a_service_that_is_gone_is_told_and_what_is_shown_is_marked_as_old(page: Page) -> None:
+def test_a_service_that_is_gone_is_told_and_what_is_shown_is_marked_as_old(page: ServicePage) -> None:
     agent_id = page.stack.create()
     page.stack.deployed(agent_id)
     page.sign_in(f"#/agent/{agent_id}")
@@ -295,7 +276,7 @@ def test_a_service_that_is_gone_is_told_and_what_is_shown_is_marked_as_old(page:
     page.forgive("net::ERR_")
 
 
-def test_the_token_is_taken_from_the_link_and_one_that_does_not_hold_is_told(page: Page) -> None:
+def test_the_token_is_taken_from_the_link_and_one_that_does_not_hold_is_told(page: ServicePage) -> None:
     page.stack.create()
     page.sign_in()
     assert page.run("location.href") == page.server.address
@@ -320,7 +301,7 @@ def test_the_token_is_taken_from_the_link_and_one_that_does_not_hold_is_told(pag
     page.forgive("401")
 
 
-def test_googles_button_is_asked_for_only_where_a_client_is_configured(page: Page) -> None:
+def test_googles_button_is_asked_for_only_where_a_client_is_configured(page: ServicePage) -> None:
     page.visit()
     assert not any("google" in url for url in page.browser.requests)
     page.server.page = PageSettings(google_client_id="1-a.apps.googleusercontent.com", takes_gcloud_tokens=True)
@@ -337,7 +318,7 @@ def test_googles_button_is_asked_for_only_where_a_client_is_configured(page: Pag
     page.forgive("net::ERR_")
 
 
-def test_two_hundred_agents_are_listed_filtered_and_asked_for_sparingly(page: Page) -> None:
+def test_two_hundred_agents_are_listed_filtered_and_asked_for_sparingly(page: ServicePage) -> None:
     for number in range(200):
         page.stack.agents.create(
             f"agent-{number:03d}", {"userId": "ann", "name": f"Agent {number}", "status": "deployed", "buildId": "b"}
@@ -357,7 +338,7 @@ def test_two_hundred_agents_are_listed_filtered_and_asked_for_sparingly(page: Pa
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_cut_off_on_a_small_phone_and_everything_has_a_name(page: Page, scheme: str) -> None:
+def test_nothing_is_cut_off_on_a_small_phone_and_everything_has_a_name(page: ServicePage, scheme: str) -> None:
     long_id = "a-very-long-id-without-any-place-to-break-0123456789"[:49]
     page.browser.use_media(scheme=scheme)
     page.browser.resize(360, 640, is_phone=True)
@@ -386,7 +367,7 @@ def test_nothing_is_cut_off_on_a_small_phone_and_everything_has_a_name(page: Pag
     check_view(page)
 
 
-def check_view(page: Page) -> None:
+def check_view(page: ServicePage) -> None:
     page.browser.settle()
     assert page.run("document.documentElement.scrollWidth") == 360
     assert page.run(CUT_OFF) == []

@@ -151,19 +151,37 @@ def test_a_shell_block_is_a_shell_program(block: Block) -> None:
     assert checked.returncode == 0, f"{block}: {checked.stderr}"
 
 
-@pytest.mark.parametrize("block", of("python"), ids=str)
-def test_a_python_block_compiles_and_what_it_imports_exists(block: Block) -> None:
-    tree = ast.parse(block.text, filename=str(block))
+def read_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the module of each import, and the name that is taken from it if there is one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if not alias.name.startswith(_ELSEWHERE):
-                    import_module(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith(_ELSEWHERE):
-            module = import_module(node.module)
-            for alias in node.names:
-                if not hasattr(module, alias.name):
-                    import_module(f"{node.module}.{alias.name}")
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def is_there(module: str, name: str) -> bool:
+    try:
+        if not hasattr(import_module(module), name or "__name__"):
+            import_module(f"{module}.{name}")
+    except ImportError:
+        return False
+    return True
+
+
+def find_missing_imports(text: str, page: str) -> list[str]:
+    imports = [found for found in read_imports(ast.parse(text, filename=page)) if not found[0].startswith(_ELSEWHERE)]
+    return [".".join(filter(None, found)) for found in imports if not is_there(*found)]
+
+
+@pytest.mark.parametrize("block", of("python"), ids=str)
+def test_a_python_block_compiles_and_what_it_imports_exists(block: Block) -> None:
+    assert find_missing_imports(block.text, str(block)) == []
+
+
+def test_an_import_of_what_does_not_exist_is_found() -> None:
+    text = "import json\nimport dry_work.nothing\nfrom dry_work import cli\nfrom dry_work.cli import cli, nothing\n"
+    assert find_missing_imports(text, "page.md") == ["dry_work.nothing", "dry_work.cli.nothing"]
 
 
 @pytest.mark.parametrize("block", of("toml"), ids=str)
@@ -174,7 +192,8 @@ def test_a_toml_block_parses(block: Block) -> None:
 @pytest.mark.parametrize("block", of("json"), ids=str)
 def test_a_json_block_is_json_line_by_line_or_as_a_whole(block: Block) -> None:
     try:
-        json.loads(block.text)
+        values = [json.loads(block.text)]
     except json.JSONDecodeError:
-        for line in block.text.splitlines():
-            json.loads(line)
+        values = [json.loads(line) for line in block.text.splitlines()]
+    assert values
+    assert all(isinstance(value, dict | list) for value in values)

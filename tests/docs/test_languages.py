@@ -28,6 +28,7 @@ from .reader import Block, Reader, read_blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "languages.md"
 DEADLINE_S = 90.0
+BAR = r"bar SPY 2024-06-11T1\d:\d\d:00\S* \d+"
 # The variable of each port that the page names.
 PORTS = {
     "8099": "PROXY_PORT",
@@ -123,8 +124,8 @@ def find_block(language: str) -> Block:
     return block
 
 
-def wait_for_bar(command: list[str], folder: Path, log: Path) -> None:
-    """Run a program until it prints a bar of SPY."""
+def wait_for_bar(command: list[str], folder: Path, log: Path) -> str:
+    """Run a program until it prints a bar; return that line."""
     program = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert program.stdout is not None
     watchdog = threading.Timer(DEADLINE_S, program.kill)
@@ -133,8 +134,8 @@ def wait_for_bar(command: list[str], folder: Path, log: Path) -> None:
         lines = []
         for line in program.stdout:
             lines.append(line)
-            if re.match(r"bar SPY 2024-06-11T1\d:\d\d:00\S* \d+", line):
-                return
+            if line.startswith("bar "):
+                return line
         raise AssertionError(f"no bar:\n{''.join(lines)}\n{log.read_text()}")
     finally:
         watchdog.cancel()
@@ -161,7 +162,8 @@ def test_the_javascript_program_prints_bars(hub: Hub, tmp_path: Path) -> None:
     if major < 20:
         pytest.skip(f"Node {major} was found, 20 or newer is needed")
     Reader(tmp_path, replaced=hub.replaced).write(find_block("javascript"))
-    wait_for_bar([node, *(["--experimental-websocket"] if major < 22 else []), "bars.mjs"], tmp_path, hub.log)
+    command = [node, *(["--experimental-websocket"] if major < 22 else []), "bars.mjs"]
+    assert re.match(BAR, wait_for_bar(command, tmp_path, hub.log))
 
 
 def test_the_go_program_prints_bars(hub: Hub, tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_the_go_program_prints_bars(hub: Hub, tmp_path: Path) -> None:
         if done.returncode and command[0] == "get":
             pytest.skip(f"nats.go is not among the modules of this machine: {done.stderr.strip()[-200:]}")
         assert done.returncode == 0, done.stderr
-    wait_for_bar(["./bars"], tmp_path, hub.log)
+    assert re.match(BAR, wait_for_bar(["./bars"], tmp_path, hub.log))
 
 
 def test_the_rust_program_has_rusts_form(tmp_path: Path) -> None:

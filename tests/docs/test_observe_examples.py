@@ -70,4 +70,6 @@ def test_every_metric_of_the_agent_is_documented() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_takes_the_alert_rules() -> None:
-    subprocess.run(["promtool", "check", "rules", str(EXAMPLES / "alerts.yml")], check=True, timeout=60)
+    command = ["promtool", "check", "rules", str(EXAMPLES / "alerts.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.sync.client import ClientConnection, connect
 
 TIMEOUT_S = 90.0
@@ -126,6 +127,37 @@ class Browser:
         """Return the page as PNG: all of it, or what the window shows."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         return base64.b64decode(answer["data"])
+
+
+class Page:
+    """A page in the browser, to be read and waited for."""
+
+    def __init__(self, browser: Browser) -> None:
+        self.browser = browser
+
+    def run(self, expression: str) -> Any:
+        """Return the value of an expression."""
+        return self.browser.evaluate(expression)
+
+    def wait(self, expression: str) -> None:
+        """Wait until an expression holds."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not self.run(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"):
+            assert time.monotonic() < deadline, (expression, self.browser.errors, self.run("document.body.innerText"))
+            time.sleep(0.05)
+
+    def text(self, selector: str) -> str:
+        """Return what an element shows."""
+        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+
+def serve_browser(factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Yield a browser for a fixture; skip the tests where none is installed."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium: install chromium, or google-chrome, to look at pages")
+    with open_browser(program, factory.mktemp("browser")) as browser:
+        yield browser
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dry_work.feeds.recorded import Recording
 from dry_work.settings import RunSettings
 from dry_work.wire.pubsub import encode_time
 
-from .browser import Browser, find_chromium, open_browser
+from .browser import Browser, serve_browser
 
 CREATED_NS = 1_790_000_000 * SECOND_NS
 SYMBOLS = ("SPY", "BTC/USD")
@@ -52,11 +52,7 @@ def page(run: tuple[RunResult, Recording], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium: install chromium, or google-chrome, to look at pages")
-    with open_browser(program, tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
+    yield from serve_browser(tmp_path_factory)
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ def connect(exchange: ExchangeServer, keys: Credentials = KEYS, timeout_s: float
 
 
 def test_known_symbols_pass(exchange: ExchangeServer) -> None:
-    check_symbols(["SPY", "BTC/USD"], connect(exchange))
+    api, symbols = connect(exchange), ["SPY", "BTC/USD"]
+    check_symbols(symbols, api)
+    assert [api.is_tradable(symbol) for symbol in symbols] == [True, True]
 
 
 @pytest.mark.parametrize("most", [0, 40])

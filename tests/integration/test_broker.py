@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json
 import random
 import threading
@@ -33,6 +32,8 @@ from dry_work.orders.model import OrderStatus
 from dry_work.ports import SourceEvent, SourceFailed
 from dry_work.wakeup import Wakeup
 from dry_work.wire.alpaca_stream import StreamWatermark, parse_frame
+from tests.e2e.stock import GuardedBroker
+from tests.unit.engine.sources import RecordedBars
 
 SYMBOLS = ("SPY", "BAC")
 MINUTES = 60
@@ -177,43 +178,12 @@ def run_broker(
         exchange.stop()
 
 
-class GuardedBroker(bt.brokers.BackBroker):
-    """BackBroker that matches no limit or stop order against a bar that ended before the order was made."""
-
-    def submit(self, order: Any, check: bool = True) -> Any:
-        order.made_at = order.owner.lines.datetime[0]
-        return super().submit(order, check)
-
-    def _try_exec(self, order: Any) -> None:
-        if order.exectype != bt.Order.Market and order.data.datetime[0] <= order.made_at:
-            return
-        super()._try_exec(order)
-
-
-class Bars(bt.DataBase):
-    params = (("bars", ()), ("timeframe", bt.TimeFrame.Minutes))
-
-    def start(self) -> None:
-        super().start()
-        self._left = deque(self.p.bars)
-
-    def _load(self) -> bool:
-        if not self._left:
-            return False
-        bar = self._left.popleft()
-        self.lines.datetime[0] = bt.date2num(dt.datetime.fromtimestamp(bar.end_ns / 1e9, dt.UTC))
-        for name in ("open", "high", "low", "close", "volume"):
-            getattr(self.lines, name)[0] = getattr(bar, name)
-        self.lines.openinterest[0] = 0.0
-        return True
-
-
 def run_backtest(recording: Recording, strategy: type[Any]) -> list[Any]:
     cerebro = bt.Cerebro(stdstats=False, preload=False, runonce=False)
     cerebro.setbroker(GuardedBroker())
     cerebro.broker.setcash(100_000.0)
     for symbol in recording.symbols:
-        cerebro.adddata(Bars(bars=recording.bars(symbol)), name=symbol)
+        cerebro.adddata(RecordedBars(bars=recording.bars(symbol)), name=symbol)
     cerebro.addstrategy(strategy)
     cerebro.addanalyzer(Told, _name="told")
     [ran] = cerebro.run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,8 @@ from dry_work.dashboard.server import DashboardServer, find_charts
 from dry_work.dashboard.sessions import DecisionView, SessionOutline, TurnView
 from dry_work.dashboard.snapshot import BarCounts, FillMark, LogLine, OrderRow, RiskView
 from dry_work.errors import ConfigError
-from tests.e2e.browser import Browser, find_chromium, open_browser
-from tests.integration.dashboard_client import DEADLINE_S, START_MS, build_board, publish
+from tests.e2e.browser import Browser, Page, serve_browser
+from tests.integration.dashboard_client import START_MS, build_board, publish
 from tests.ports import find_free_port
 
 TOKEN = "a-token-of-some-length"
@@ -30,28 +29,18 @@ CUT_OFF = """
 """
 
 
-class Page:
+class DashboardPage(Page):
     """The page, and the server behind it."""
 
     def __init__(self, browser: Browser, server: DashboardServer) -> None:
-        self.browser, self.server = browser, server
+        super().__init__(browser)
+        self.server = server
 
     def visit(self, link: str = "") -> None:
         """Open it as a new document."""
         self.browser.call("Page.navigate", url="about:blank")
         self.browser.call("Page.navigate", url=link or self.server.link)
         self.wait("document.readyState === 'complete' && document.getElementById('loading').hidden")
-
-    def run(self, expression: str) -> Any:
-        """Return the value of an expression."""
-        return self.browser.evaluate(expression)
-
-    def wait(self, expression: str) -> None:
-        """Wait until an expression holds."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not self.run(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"):
-            assert time.monotonic() < deadline, (expression, self.browser.errors, self.run("document.body.innerText"))
-            time.sleep(0.05)
 
     def click(self, selector: str) -> None:
         """Click an element as soon as it is there."""
@@ -64,24 +53,16 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             self.browser.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 
-    def text(self, selector: str) -> str:
-        """Return what an element shows."""
-        return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
-
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium: install chromium, or google-chrome, to look at pages")
     if find_charts() is None:
         pytest.skip("no charts: the extra `dashboard` is not installed")
-    with open_browser(program, tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
+    yield from serve_browser(tmp_path_factory)
 
 
 @contextlib.contextmanager
-def shown(chromium: Browser, *, forgiven: str = "", token: str = "", **given: Any) -> Iterator[Page]:
+def shown(chromium: Browser, *, forgiven: str = "", token: str = "", **given: Any) -> Iterator[DashboardPage]:
     """Serve, open the page; in the end nothing was complained of, and nobody else was asked."""
     server = DashboardServer(Access("127.0.0.1", token), **given)
     server.start()
@@ -90,7 +71,7 @@ def shown(chromium: Browser, *, forgiven: str = "", token: str = "", **given: An
     chromium.use_media()
     chromium.resize(1280, 900)
     try:
-        page = Page(chromium, server)
+        page = DashboardPage(chromium, server)
         page.visit()
         yield page
         assert [error for error in chromium.errors if not forgiven or forgiven not in error] == []
@@ -151,6 +132,8 @@ def test_changes_appear_by_themselves_and_a_chart_grows(chromium: Browser, board
         publish(board, "S0", close=103.25, market_ms=START_MS + 61 * 60_000)
         page.wait("document.getElementById('readout').textContent.includes('C 103.25')")
         page.wait("document.querySelector('.symbol .last').textContent === '103.25'")
+        assert "O 101.00" in page.text("#readout")
+        assert page.text(".symbol .last") == "103.25"
 
 
 def count_bars(board: Board) -> None:

@@ -251,13 +251,24 @@ def test_a_wrong_token_is_refused_and_the_variable_is_named(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ws", "grpc", "nats"])
 def test_the_symbols_of_a_reader_that_vanishes_are_let_go_of(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     require(kind)
-    if kind == "nats":
+    if kind == "nats":  # the lease that the hub is asked for, which is renewed while the reader is there
+        from dry_work.feeds.nats import NatsSession
+
         monkeypatch.setattr("dry_work.feeds.nats.LEASE_S", 2.0)
+        monkeypatch.setitem(NatsSession._hold.__kwdefaults__, "lease_s", 2.0)
     stack = FeedStack(kind)
     try:
         stack.start_reader("AAPL")
         stack.relay.cut()
         stack.wait_unsubscribed()
+        told = [
+            (message["action"], message["bars"])
+            for session in stack.upstream.sessions
+            for message in session.messages
+            if "bars" in message
+        ]
+        assert told[0] == ("subscribe", ["AAPL"])
+        assert told[-1] == ("unsubscribe", ["AAPL"])
     finally:
         stack.close()
 

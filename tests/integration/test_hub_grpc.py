@@ -179,6 +179,7 @@ def test_a_killed_client_lets_its_symbols_go(stack: Stack) -> None:
         assert child.stdout.readline() == "AAPL\n"
         child.send_signal(signal.SIGKILL)
         stack.wait_held("quotes", set())
+    assert stack.held("quotes") == set()
 
 
 def test_a_client_that_falls_silent_lets_its_symbols_go_even_if_nothing_is_sent_to_it(stack: Stack) -> None:
@@ -187,6 +188,8 @@ def test_a_client_that_falls_silent_lets_its_symbols_go_even_if_nothing_is_sent_
         stack.wait_held("quotes", {"AAPL"})
         child.send_signal(signal.SIGSTOP)  # the connection stays, and nobody answers
         stack.wait_held("quotes", set())
+        assert child.poll() is None
+    assert stack.held("quotes") == set()
 
 
 # --- resuming

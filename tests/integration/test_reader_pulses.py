@@ -15,7 +15,7 @@ from dry_work.pulse import last_pulse
 from dry_work.recording.recorder import RecordedMessage
 
 from .alpaca_upstream import wait_until
-from .feed_stack import DEADLINE_S, KINDS, FeedStack, require
+from .feed_stack import DEADLINE_S, KINDS, FeedStack, require, summary
 
 MINUTE_S, HOUR_S = 60.0, 3600.0
 STILL_S, SECOND_LOOK_S = 180.0, 60.0
@@ -120,3 +120,5 @@ def test_a_reader_whose_buffer_is_full_waits_with_a_pulse(stack: FeedStack, hour
     wait_until(lambda: reader.count("buffer_full"), "the buffer is full", DEADLINE_S)
     for _ in range(6):
         pass_minute(hours, watch, thread)
+    assert thread.is_alive()
+    assert [summary(reader.next_slice()) for _ in range(8)] == [[("AAPL", number)] for number in range(1, 9)]

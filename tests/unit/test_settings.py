@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from decimal import Decimal
 from pathlib import Path
 
@@ -176,10 +177,23 @@ def test_what_is_no_account_id_is_named(text: str) -> None:
         s.parse_account_id(text)
 
 
+def is_taken(key: str, url: str, *, live: bool) -> bool:
+    try:
+        s.check_live(s.Credentials(key=key, secret="s"), url, live=live)
+    except ConfigError:
+        return False
+    return True
+
+
 def test_matching_key_and_address_are_taken() -> None:
-    s.check_live(s.Credentials(key="AK1", secret="s"), s.LIVE_URL, live=True)
-    s.check_live(s.Credentials(key="PK1", secret="s"), s.PAPER_URL, live=False)
-    s.check_live(s.Credentials(key="LOCAL", secret="s"), "http://127.0.0.1:8090", live=False)
+    keys, local = ("AK1", "PK1", "LOCAL"), "http://127.0.0.1:8090"
+    given = list(itertools.product(keys, (s.LIVE_URL, s.PAPER_URL, local)))
+    assert [pair for pair in given if is_taken(*pair, live=True)] == [
+        ("AK1", s.LIVE_URL), ("AK1", local), ("LOCAL", s.LIVE_URL), ("LOCAL", local),
+    ]  # fmt: skip
+    assert [pair for pair in given if is_taken(*pair, live=False)] == [
+        ("PK1", s.PAPER_URL), ("PK1", local), ("LOCAL", s.PAPER_URL), ("LOCAL", local),
+    ]  # fmt: skip
 
 
 def test_the_pod_directory_is_the_default_only_with_an_agent_id(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_bytes_that_make_no_line_are_no_sign_of_life(server: EventServer, listen
     finally:
         stop.set()
         thread.join(DEADLINE_S)
+    assert listener.listening[:2] == [1, 2]
 
 
 def test_what_the_venue_says_it_left_out_is_fetched(server: EventServer, listen: Callable[..., Listener]) -> None:

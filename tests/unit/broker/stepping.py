@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import backtrader as bt
+
+from dry_work.orders.model import VenuePosition
 
 from .scripted_venue import ScriptedVenue, wait_until
 
@@ -120,3 +123,8 @@ def settle(broker: Any) -> None:
 
 def buy(**kwargs: Any) -> Any:
     return lambda strategy: strategy.buy(**kwargs)
+
+
+def holding(venue: ScriptedVenue, qty: str) -> None:
+    """Let the account hold so many of AAPL."""
+    venue.positions = [VenuePosition(symbol="AAPL", qty=Decimal(qty), avg_entry_price=Decimal(8))]

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dry_work.broker.books_reader import JournalBooks, read_books
-from dry_work.broker.journal import Intent, Journal
+from dry_work.broker.books_reader import read_books
+from dry_work.broker.journal import Journal
 from dry_work.broker.journal_books import MarkCause, PositionMark, SymbolHalt
-from dry_work.broker.journal_pruning import DAY_NS, JournalPruner
 from dry_work.broker.own_books import build_orders, expect_positions, sum_positions, sum_totals
 from dry_work.broker.past_orders import list_past_orders
 from dry_work.broker.placed import place_from_request
 from dry_work.broker.pruning import plan_pruning
 from dry_work.broker.status import Mark, VenueSnapshot, compare
 from dry_work.broker.told import SavedSubmit, ToldOrder, ToldRecord
-from dry_work.clock import SystemClock
 from dry_work.orders.books import Fill, position_key
 from dry_work.orders.lifecycle import Phase
 from dry_work.orders.model import (
@@ -42,168 +34,9 @@ from dry_work.orders.model import (
     Side,
     TimeInForce,
     VenueOrder,
-    VenuePosition,
 )
 
-from .restarting import Agent
-from .scripted_venue import ScriptedVenue, wait_until
-from .stepping import buy, seen, settle
-
-AGENT, SESSION = "a", "s"
-SYMBOLS = ("AAPL", "BTC/USD")
-FINAL_NS = 10**18
-
-
-def name_of(number: int) -> str:
-    return f"dw-{AGENT}-{SESSION}-{number}"
-
-
-class History:
-    """Writes the same history into two journals, of which one is pruned now and then."""
-
-    def __init__(self, folder: Path) -> None:
-        self.whole, self.pruned = Journal(folder / "whole.sqlite"), Journal(folder / "pruned.sqlite")
-        for journal in self.journals:
-            journal._db.execute("PRAGMA synchronous = OFF")  # what survives a power cut is not looked at here
-            journal.mint_session(AGENT, session=SESSION)
-        self.number = self.executions = self.now = 0
-        self.sizes: dict[int, tuple[str, Side, Decimal]] = {}
-        self.filled: dict[int, Decimal] = {}
-        self.told: list[tuple[Fill, str]] = []
-        self.record: ToldRecord | None = None
-
-    @property
-    def journals(self) -> tuple[Journal, Journal]:
-        return self.whole, self.pruned
-
-    def close(self) -> None:
-        for journal in self.journals:
-            journal.close()
-
-    def place(self, symbol: str, side: Side, qty: int, role: str = "", of: int = 0) -> int:
-        self.number += 1
-        self.now += 1
-        request = OrderRequest(
-            client_order_id=name_of(self.number), symbol=symbol, side=side, type=OrderType.LIMIT,
-            time_in_force=TimeInForce.GTC, qty=Decimal(qty), limit_price=Decimal(10),
-        )  # fmt: skip
-        parent = name_of(of) if role else ""
-        for journal in self.journals:
-            intent = Intent(request=request, number=self.number, parent=parent, role=role)
-            journal.record_intents([intent], agent=AGENT, session=SESSION, at_ns=self.now)
-        self.sizes[self.number] = (symbol, side, Decimal(qty))
-        self.filled[self.number] = Decimal(0)
-        return self.number
-
-    def answer(self, number: int, outcome: str, action: str = "submit") -> None:
-        self.now += 1
-        for journal in self.journals:
-            journal.record_outcome(
-                name_of(number), action=action, outcome=outcome, order_id=f"id-{number}", at_ns=self.now
-            )
-
-    def fill(self, number: int, qty: Decimal, price: int, *, venue_name: str = "") -> None:
-        symbol, side, total = self.sizes[number]
-        qty = min(qty, total - self.filled[number])
-        if qty <= 0:
-            return
-        self.filled[number] += qty
-        self.tell(Fill(
-            execution_id=self._next_id(), client_order_id=name_of(number), symbol=symbol, side=side, qty=qty,
-            price=Decimal(price), ts_event_ns=self.now,
-        ), number, venue_name)  # fmt: skip
-
-    def bust(self, fill: Fill, venue_name: str) -> None:
-        number = int(fill.client_order_id.rpartition("-")[2])
-        self.filled[number] -= fill.qty
-        self.tell(Fill(
-            execution_id=self._next_id(), client_order_id=fill.client_order_id, symbol=fill.symbol, side=fill.side,
-            qty=-fill.qty, price=fill.price, ts_event_ns=self.now, previous_execution_id=fill.execution_id,
-        ), number, venue_name)  # fmt: skip
-
-    def tell(self, fill: Fill, number: int, venue_name: str) -> None:
-        names = {fill.execution_id: venue_name} if venue_name else None
-        ends = [(name_of(number), "filled")] if self.filled[number] == self.sizes[number][2] else []
-        for journal in self.journals:
-            journal.record_progress([fill], ends, at_ns=self.now, order_names=names)
-        if fill.qty > 0:
-            self.told.append((fill, venue_name))
-
-    def mark(self, symbol: str, change: int, cause: MarkCause) -> None:
-        self.now += 1
-        for journal in self.journals:
-            held = expect_positions(read_books(journal.path)).get(position_key(symbol))
-            qty = (held.qty if held is not None else Decimal(0)) + change
-            journal.books.mark_positions([
-                PositionMark(symbol=position_key(symbol), qty=qty, price=Decimal(7), cause=cause, at_ns=self.now)
-            ])  # fmt: skip
-
-    def prune(self, before_ns: int, at_a_time: int) -> int:
-        plan = plan_pruning(read_books(self.pruned.path), before_ns=before_ns, record=self.record, at_a_time=at_a_time)
-        assert all(self.pruned.pruning.prune(batch) for batch in plan.batches)
-        self.pruned.pruning.drop_marks(plan)
-        return plan.order_count
-
-    def _next_id(self) -> str:
-        self.executions += 1
-        self.now += 1
-        return f"x-{self.executions}"
-
-
-def check_equal(history: History) -> None:
-    whole, pruned = read_books(history.whole.path), read_books(history.pruned.path)
-    assert expect_positions(pruned) == expect_positions(whole)
-    assert sum_positions(pruned) == sum_positions(whole)
-    assert sum_totals(pruned) == sum_totals(whole)
-    for record in (None, history.record):
-        assert list_past_orders(pruned, record, agent=AGENT) == list_past_orders(whole, record, agent=AGENT)
-    # Nothing that is open, and nothing whose outcome is not known, has left.
-    there = {order.client_order_id for order in pruned.orders}
-    assert {name for own in build_orders(whole) if own.is_open for name in own.names} <= there
-    assert there | pruned.pruned.keys() >= {order.client_order_id for order in whole.orders}
-    assert not there & pruned.pruned.keys()
-    for journal in history.journals:
-        assert journal.mint_session(AGENT).last_number == history.number
-    compare_status(history, whole, pruned)
-
-
-def compare_status(history: History, whole: JournalBooks, pruned: JournalBooks) -> None:
-    """Compare what `dry-work status` says, at a venue that has half an execution more than the journals."""
-    numbers = {name_of(number): number for number in history.sizes}
-    orders = []
-    totals = sum_totals(whole)
-    for name, total in totals.items():
-        number = numbers.get(name) or int(name.rpartition("-")[2])
-        if name == name_of(number) and f"venue-{number}" in totals:
-            continue  # the venue gives legs names of its own
-        symbol, side, qty = history.sizes[number]
-        orders.append(
-            VenueOrder(
-                id=f"id-{number}", client_order_id=name, symbol=symbol, side=side, type=OrderType.LIMIT, qty=qty,
-                time_in_force=TimeInForce.GTC, status=OrderStatus.FILLED, created_ns=number,
-                filled_qty=total + (number == 1),
-            )
-        )  # fmt: skip
-    positions = tuple(
-        VenuePosition(symbol=symbol.replace("/", ""), qty=Decimal(3), avg_entry_price=Decimal(9)) for symbol in SYMBOLS
-    )
-    account = AccountSnapshot(id="1", account_number="1", cash=Decimal(1), equity=Decimal(1), buying_power=Decimal(1))
-    for asked in (None, VenueSnapshot(account=account, positions=positions, history=tuple(orders))):
-        rows = [
-            [
-                (
-                    row.symbol,
-                    row.ours,
-                    row.venue,
-                    row.mark,
-                    sorted(re.sub(r"s-\d+", "ORDER", why) for why in row.reasons),
-                )
-                for row in compare(books, build_orders(books), asked).positions
-            ]
-            for books in (whole, pruned)
-        ]
-        assert sorted(rows[0], key=str) == sorted(rows[1], key=str)
-
+from .pruning_history import AGENT, FINAL_NS, SESSION, SYMBOLS, History, check_equal, name_of, trade
 
 steps = st.lists(
     st.tuples(
@@ -291,13 +124,6 @@ def history(tmp_path: Path) -> Iterator[History]:
     history = History(tmp_path)
     yield history
     history.close()
-
-
-def trade(history: History, symbol: str = "AAPL", side: Side = Side.BUY, qty: int = 2) -> int:
-    number = history.place(symbol, side, qty)
-    history.answer(number, "accepted")
-    history.fill(number, Decimal(qty), 10)
-    return number
 
 
 def there(history: History) -> list[int]:
@@ -509,131 +335,3 @@ def test_a_kill_at_any_moment_leaves_a_right_journal(history: History, tmp_path:
         assert list_past_orders(found, None, agent=AGENT) == list_past_orders(whole, None, agent=AGENT)
         assert len(found.orders) + len([name for name in found.pruned if name.startswith("dw-")]) == len(whole.orders)
     assert len(sizes) >= 3
-
-
-def build_pruner(journal: Journal, **changes: Any) -> JournalPruner:
-    given: dict[str, Any] = {"days": 1, "time_ns": lambda: 10 * DAY_NS, "read_record": lambda: None, **changes}
-    return JournalPruner(journal.path, journal.pruning, **given)
-
-
-def test_the_file_shrinks_also_one_of_an_earlier_version(history: History, tmp_path: Path) -> None:
-    for _ in range(150):
-        trade(history), trade(history, side=Side.SELL)
-    path = tmp_path / "old.sqlite"
-    history.pruned._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copyfile(history.pruned.path, path)
-    old = sqlite3.connect(path, isolation_level=None)
-    for table in ("pruned_orders", "pruned_executions", "pruned_sessions", "carried_positions"):
-        old.execute(f"DROP TABLE {table}")
-    old.execute("PRAGMA journal_mode = DELETE")
-    old.execute("PRAGMA auto_vacuum = NONE")
-    old.execute("VACUUM")
-    old.close()
-    journal = Journal(path)
-    before = path.stat().st_size
-    assert journal._db.execute("PRAGMA auto_vacuum").fetchone()[0] == 0
-    journal.pruning.prepare()
-    assert build_pruner(journal).prune() == 300
-    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    assert journal._db.execute("PRAGMA freelist_count").fetchone()[0] == 0
-    assert path.stat().st_size < before * 0.9
-    assert sum_positions(read_books(path)) == sum_positions(read_books(history.whole.path))
-    journal.close()
-
-
-def test_few_old_orders_are_not_worth_it(history: History) -> None:
-    trade(history), trade(history, side=Side.SELL)
-    assert build_pruner(history.pruned).prune() == 0
-
-
-def test_the_pruner_works_beside_whoever_writes(history: History) -> None:
-    for _ in range(60):
-        trade(history), trade(history, side=Side.SELL)
-    pruner = build_pruner(history.pruned, first_s=0.0)
-    pruner.start()
-    wait_until(lambda: pruner.pruned, "orders were pruned", 60)
-    while pruner.pruned < 120:
-        trade(history), trade(history, side=Side.SELL)
-        assert history.number < 5_000
-    pruner.stop()
-    pruner.stop()
-    check_equal(history)
-
-
-class TestABroker:
-    @pytest.fixture(autouse=True)
-    def worth_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dry_work.broker.journal_pruning.WORTH", 1)
-
-    def test_what_is_told_again_of_a_pruned_order_changes_nothing(self, venue: ScriptedVenue, tmp_path: Path) -> None:
-        agent = Agent(venue, tmp_path)
-        events: list[Any] = []
-
-        def fill(number: int) -> None:
-            settle(agent.broker)
-            events.append(venue.build_event("fill", venue.wait_submit(number), qty="1", price="10"))
-            seen(venue, agent.broker, events[-1])
-
-        agent.live(
-            {1: buy(size=1), 3: lambda strategy: strategy.sell(size=1)},
-            {2: lambda: fill(1), 4: lambda: fill(2)},
-            bars=6,
-        )
-        journal = Journal(agent.journal_path)
-        pruner = build_pruner(journal, time_ns=lambda: time.time_ns() + 2 * DAY_NS)
-        assert pruner.prune() == 2
-        journal.close()
-
-        def again() -> None:
-            for number, event in enumerate(events):
-                seen(venue, agent.broker, msgspec.structs.replace(event, event_id=f"E9999999{number}"))
-            canceled = msgspec.structs.replace(events[0], event="canceled", event_id="E99999999", qty=None, price=None)
-            seen(venue, agent.broker, canceled)
-
-        sizes: list[float] = []
-        with structlog.testing.capture_logs() as lines:
-            strategy = agent.live(
-                {1: buy(size=3), 3: lambda _: sizes.append(agent.broker.position_of("AAPL"))}, {2: again}, bars=4
-            )
-        assert sizes == [0]
-        assert agent.broker.counters["fills of other orders"] == 0
-        assert "orders of others" not in agent.broker.counters
-        assert [order.info.client_order_id.rpartition("-")[2] for order in strategy.orders] == ["3"]
-        told = [line for line in lines if line["event"] == "an event of an order that has ended and was pruned"]
-        assert {line["client_order_id"] for line in told} == {each.order.client_order_id for each in events}
-
-    def test_a_run_prunes_what_its_strategy_knows(
-        self, venue: ScriptedVenue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("dry_work.broker.journal_pruning.FIRST_S", 0.0)
-        agent = Agent(venue, tmp_path, journal_days=30, clock=LateClock())
-
-        def end(number: int) -> None:
-            settle(agent.broker)
-            request = venue.wait_submit(number)
-            seen(venue, agent.broker, venue.build_event("canceled", request))
-
-        found: list[Any] = []
-
-        def late() -> None:
-            pruner = agent.broker._pruner
-            assert pruner.prune() == 0  # all is new
-            agent.broker.p.clock.days = 31
-            wait_until(lambda: not agent.broker.has_untold_changes, "the state is kept")
-            settle(agent.broker)
-            found.append(pruner.prune())
-
-        agent.live({1: buy(size=1), 2: buy(size=1)}, {3: lambda: end(1), 6: late}, bars=7)
-        # The second may still be filled.
-        assert found == [1]
-        assert [order.number for order in read_books(agent.journal_path).orders] == [2]
-        assert "journal pruner" not in {thread.name for thread in threading.enumerate()}
-
-
-class LateClock(SystemClock):
-    """The machine's clock, some days later."""
-
-    days = 0
-
-    def time_ns(self) -> int:
-        return super().time_ns() + self.days * DAY_NS

@@ -57,8 +57,10 @@ def test_a_lost_connection_comes_back_and_is_told(venue: ScriptedVenue, listener
     else:
         venue.drop_streams()
     wait_until(lambda: listener.listening == [1, 2], "the second connection")
-    venue.send(venue.build_event("new", foreign_request("AAPL")))
+    sent = venue.build_event("new", foreign_request("AAPL"))
+    venue.send(sent)
     wait_until(lambda: listener.events, "an event")
+    assert [event.event_id for event in listener.events] == [sent.event_id]
 
 
 def test_refused_credentials_are_told(venue: ScriptedVenue, listener: Listener) -> None:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import backtrader as bt
-import numpy as np
 import pytest
 
 from dry_work.clock import MINUTE_NS, SECOND_NS, ManualClock
@@ -17,12 +16,13 @@ from dry_work.engine.live import LiveCerebro
 from dry_work.engine.run_market import GRACE_S, LOCK_STEP_GRACE_S
 from dry_work.feeds.base import LiveFeed, resampling
 from dry_work.feeds.columnar import columnar_feed
-from dry_work.feeds.recorded import Recording
 from dry_work.feeds.source import BufferedSource, ReaderSettings
 from dry_work.market.messages import Bar, Envelope, Slice, Watermark
 from dry_work.ports import SourceEvent
 from dry_work.settings import parse_timeframe
 from dry_work.wakeup import Wakeup
+
+from .keeper import Add, Rows, Turns, keep_run, record
 
 TOPICS = {"AAPL": "stocks", "IBM": "stocks", "SPY": "stocks", "BTC/USD": "crypto"}
 SYMBOLS = tuple(TOPICS)
@@ -32,7 +32,6 @@ ZONE = "America/New_York"
 STOCK_HOURS = (("2024-07-02T19:30", 30), ("2024-07-03T13:30", 20), ("2024-07-03T16:30", 30), ("2024-07-05T13:30", 40))
 CRYPTO_HOURS = (("2024-07-02T19:40", 40), ("2024-07-02T23:55", 15), ("2024-07-03T16:40", 35), ("2024-07-05T13:15", 50))
 
-Rows = dict[str, dict[int, tuple[float, ...]]]  # of each data, by number, the last values of each bar
 Lag = Callable[[random.Random], Callable[[Bar], float]]
 Gaps = Callable[[random.Random], Callable[[int], bool]]
 
@@ -98,16 +97,6 @@ def draw_bars(rng: random.Random, gaps: Gaps = all_there) -> list[Bar]:
     return bars
 
 
-def record(bars: list[Bar]) -> Recording:
-    columns: dict[str, Any] = {}
-    for symbol in SYMBOLS:
-        held = [bar for bar in bars if bar.symbol == symbol]
-        columns[symbol] = {"ts_event_ns": np.array([bar.ts_event_ns for bar in held], dtype=np.int64)}
-        for name in ("open", "high", "low", "close", "volume"):
-            columns[symbol][name] = np.array([getattr(bar, name) for bar in held])
-    return Recording(columns)
-
-
 class LaggingSource(BufferedSource):
     """A source whose messages arrive when the clock says so; it is the engine's wake-up as well, and never sleeps.
 
@@ -170,23 +159,6 @@ def arrive(bars: list[Bar], lag_s: Callable[[Bar], float], *, marked: bool) -> l
     return sorted(found, key=lambda each: each[0])
 
 
-class Keeper(bt.Strategy):
-    """Keeps all bars of all datas, and what it saw in each turn."""
-
-    params = (("rows", None), ("turns", None))
-
-    def prenext(self) -> None:
-        self.next()
-
-    def next(self) -> None:
-        for data in self.datas:
-            if len(data):
-                lines = data.lines
-                row = (lines.datetime[0], lines.open[0], lines.high[0], lines.low[0], lines.close[0], lines.volume[0])
-                self.p.rows.setdefault(data._name, {})[len(data)] = row
-        self.p.turns.append((self.datetime[0], tuple(len(data) for data in self.datas)))
-
-
 def add_frames(cerebro: Any, feeds: list[Any]) -> None:
     for feed, symbol in zip(feeds, SYMBOLS, strict=True):
         cerebro.adddata(feed, name=symbol)
@@ -214,36 +186,23 @@ def add_replayed(cerebro: Any, feeds: list[Any]) -> None:
         cerebro.replaydata(feed, name=f"{symbol}@5m", **resampling(FRAMES[0]))
 
 
-def run_backtest(bars: list[Bar], add: Callable[[Any, list[Any]], None]) -> tuple[Rows, list[Any]]:
-    cerebro = bt.Cerebro(stdstats=False, tz=ZONE)
-    recording = record(bars)
-    add(cerebro, [columnar_feed(recording, symbol, tz=ZONE) for symbol in SYMBOLS])
-    rows: Rows = {}
-    turns: list[Any] = []
-    cerebro.addstrategy(Keeper, rows=rows, turns=turns)
-    cerebro.run()
-    return rows, turns
+def run_backtest(bars: list[Bar], add: Add) -> tuple[Rows, Turns]:
+    recording = record({symbol: [bar for bar in bars if bar.symbol == symbol] for symbol in SYMBOLS})
+    feeds = [columnar_feed(recording, symbol, tz=ZONE) for symbol in SYMBOLS]
+    return keep_run(bt.Cerebro(stdstats=False, tz=ZONE), feeds, add)
 
 
 def run_live(
-    bars: list[Bar],
-    add: Callable[[Any, list[Any]], None],
-    lag_s: Callable[[Bar], float],
-    *,
-    marked: bool,
-) -> tuple[Rows, list[Any], LaggingSource]:
+    bars: list[Bar], add: Add, lag_s: Callable[[Bar], float], *, marked: bool
+) -> tuple[Rows, Turns, LaggingSource]:
     arrivals = arrive(bars, lag_s, marked=marked)
     end_ns = max(bar.end_ns for bar in bars)
     source = LaggingSource(arrivals, watermarks=True if marked else None, end_ns=end_ns)
     wakeup: Any = source
     cerebro = LiveCerebro(source=source, wakeup=wakeup, tz=ZONE)
-    add(cerebro, [LiveFeed(symbol=symbol, tz=ZONE) for symbol in SYMBOLS])
-    rows: Rows = {}
-    turns: list[Any] = []
-    cerebro.addstrategy(Keeper, rows=rows, turns=turns)
     source.start(Wakeup())
     try:
-        cerebro.run()
+        rows, turns = keep_run(cerebro, [LiveFeed(symbol=symbol, tz=ZONE) for symbol in SYMBOLS], add)
     finally:
         source.stop()
     assert cerebro.end_of_data
@@ -256,9 +215,7 @@ def run_live(
 @pytest.mark.parametrize("gaps", GAPS)
 @pytest.mark.parametrize("add", [add_frames, add_chained, add_replayed])
 @pytest.mark.parametrize("lag", LAGS)
-def test_bars_that_lag_are_resampled_as_in_a_backtest(
-    lag: Lag, add: Callable[[Any, list[Any]], None], gaps: Gaps, marked: bool
-) -> None:
+def test_bars_that_lag_are_resampled_as_in_a_backtest(lag: Lag, add: Add, gaps: Gaps, marked: bool) -> None:
     rng = random.Random(f"{lag.__name__} {add.__name__} {gaps.__name__} {marked}")
     bars = draw_bars(rng, gaps)
     rows, turns = run_backtest(bars, add)
@@ -277,4 +234,4 @@ def test_bars_that_lag_are_resampled_as_in_a_backtest(
 def assert_same(found: Rows, rows: Rows) -> None:
     assert found.keys() == rows.keys()
     for name in rows:
-        assert list(found[name].values()) == list(rows[name].values()), name
+        assert found[name] == rows[name], name

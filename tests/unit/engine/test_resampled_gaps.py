@@ -9,7 +9,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import backtrader as bt
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,61 +19,28 @@ from dry_work.engine.live import LiveCerebro
 from dry_work.feeds.base import LiveFeed
 from dry_work.feeds.columnar import columnar_feed
 from dry_work.feeds.line_time import line_time_ns
-from dry_work.feeds.recorded import Recording
 from dry_work.market.messages import Bar
 from dry_work.wakeup import Wakeup
 
+from .keeper import Add, Row, Rows, keep_run, record
 from .sources import DAY_START_NS, ListSource, RecordedBars, make_bar, slices_of
 
 SYMBOLS = ("AAA", "BBB", "CCC")
 ZONE = "America/New_York"
 MINUTES, DAYS = bt.TimeFrame.Minutes, bt.TimeFrame.Days
 
-Row = tuple[int, float, float, float, float, float]  # end in ns, open, high, low, close, volume
-Rows = dict[str, list[Row]]
-Add = Callable[[Any, list[Any]], None]
-
-
-class Keeper(bt.Strategy):
-    """Keeps the last values of each bar of all datas, and when each bar came."""
-
-    params = (("rows", None), ("turns", None))
-
-    def prenext(self) -> None:
-        self.next()
-
-    def next(self) -> None:
-        for data in self.datas:
-            if len(data):
-                row = (line_time_ns(data.datetime[0]), data.open[0], data.high[0], data.low[0], data.close[0])
-                self.p.rows.setdefault(data._name, {})[len(data)] = (*row, data.volume[0])
-        self.p.turns.append((line_time_ns(self.datetime[0]), tuple(len(data) for data in self.datas)))
-
 
 def run(cerebro: Any, feeds: list[Any], add: Add) -> tuple[Rows, list[Any]]:
-    rows: dict[str, dict[int, Row]] = {}
-    turns: list[Any] = []
-    add(cerebro, feeds)
-    cerebro.addstrategy(Keeper, rows=rows, turns=turns)
-    cerebro.run()
-    for name, found in rows.items():
-        assert list(found) == list(range(1, len(found) + 1)), f"{name}: a bar that nobody saw"
-    return {name: list(found.values()) for name, found in rows.items()}, turns
+    """Run; times are in nanoseconds."""
+    rows, turns = keep_run(cerebro, feeds, add)
+    in_ns = {name: [(line_time_ns(at), *values) for at, *values in found] for name, found in rows.items()}
+    return in_ns, [(line_time_ns(at), counts) for at, counts in turns]
 
 
 def run_live(bars: dict[str, list[Bar]], add: Add) -> tuple[Rows, list[Any]]:
     source = ListSource(slices_of(bar for found in bars.values() for bar in found))
     cerebro = LiveCerebro(source=source, wakeup=Wakeup(), tz=ZONE)
     return run(cerebro, [LiveFeed(symbol=symbol, tz=ZONE) for symbol in bars], add)
-
-
-def record(bars: dict[str, list[Bar]]) -> Recording:
-    columns: dict[str, Any] = {}
-    for symbol, held in bars.items():
-        columns[symbol] = {"ts_event_ns": np.array([bar.ts_event_ns for bar in held], dtype=np.int64)}
-        for name in ("open", "high", "low", "close", "volume"):
-            columns[symbol][name] = np.array([float(getattr(bar, name)) for bar in held])
-    return Recording(columns)
 
 
 def run_backtest(bars: dict[str, list[Bar]], add: Add, engine: Any = bt.Cerebro) -> tuple[Rows, list[Any]]:

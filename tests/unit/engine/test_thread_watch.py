@@ -56,6 +56,7 @@ def test_a_thread_that_was_replaced_is_not_missed(ends: dict[str, threading.Even
     begin("reader", ends)
     watch.look(1.0 + LOOK_EVERY_S)
     watch.look(1.0 + 2 * LOOK_EVERY_S)
+    assert watch.watched == ["reader"]
 
 
 def test_threads_from_before_the_run_are_no_concern_of_it(ends: dict[str, threading.Event]) -> None:
@@ -158,12 +159,16 @@ def test_a_pulse_after_the_process_was_stopped_is_enough(
     watch.look(pulse_s + SECOND_LOOK_S)
     watch.look(pulse_s + STILL_S + 1.0)  # a new silence is counted from its own beginning
     watch.look(pulse_s + STILL_S + SECOND_LOOK_S)
+    assert watch.watched == ["worker"]
 
 
 async def test_an_event_loop_gives_pulses_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dry_work.pulse.EVERY_S", 0.001)
     keep_pulse(asyncio.get_running_loop())
     first_s = last_pulse(threading.current_thread())
+    assert first_s is not None
     async with asyncio.timeout(DEADLINE_S):
-        while last_pulse(threading.current_thread()) == first_s:
+        while (pulse_s := last_pulse(threading.current_thread())) == first_s:
             await asyncio.sleep(0.001)
+    assert pulse_s is not None
+    assert pulse_s > first_s

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -12,31 +11,26 @@ from hypothesis import event as count_event
 from hypothesis import strategies as st
 
 from dry_work.clock import DAY_NS, HOUR_NS, MINUTE_NS, SECOND_NS
-from dry_work.exchange.venue import RefusedError, Venue
-from dry_work.orders.model import OrderClass, OrderRequest, OrderType, Side, StopLoss, TimeInForce, TradeEvent
+from dry_work.exchange.venue import Venue
+from dry_work.orders.model import OrderClass, OrderRequest, OrderType, Side, StopLoss, TimeInForce
 
-from .test_matching_parity import (
-    EVENTS,
+from .parity import (
     EXECTYPES,
     FLAT,
     KEY,
-    SIGNS,
     START_NS,
     SYMBOLS,
-    GuardedBroker,
+    Cancel,
+    Case,
     Outcome,
-    Record,
-    ScriptedFeed,
+    Slice,
     bars,
-    build_bar,
     cents,
-    check_books,
     compare,
     has_dust,
-    read_time,
+    run_backtrader,
+    run_venue,
 )
-
-EVENTS_OF_GROUPS = {**EVENTS, bt.Order.Rejected: "rejected"}
 
 
 class Group(NamedTuple):
@@ -66,121 +60,34 @@ class Group(NamedTuple):
         )
 
 
-class Cancel(NamedTuple):
-    index: int
-
-
-class Slice(NamedTuple):
-    end_ns: int
-    bars: dict[str, tuple[float, float, float, float]]
-    actions: list[Group | Cancel]
-
-
-class Case(NamedTuple):
-    cash: float
-    slices: list[Slice]
-
-    @property
-    def symbols(self) -> list[str]:
-        return [symbol for symbol in SYMBOLS if any(symbol in part.bars for part in self.slices)]
-
-
-# Backtrader's side
-
-
-class GroupBroker(GuardedBroker):
-    def notify(self, order: bt.Order) -> None:
-        if order.status == bt.Order.Rejected:
-            self.told.append(("rejected", read_time(self.strategy_time()), (order.ref, order, None)))
-        super().notify(order)
-
-
-class GroupStrategy(bt.Strategy):
-    params = (("case", None),)
-
-    def __init__(self) -> None:
-        self.placed: list[bt.Order] = []  # by number: an entry, its stop exit, its profit exit
-        self.refused_cancels: list[int] = []
-        self.by_time = {part.end_ns // SECOND_NS: part for part in self.p.case.slices}
-
-    def prenext(self) -> None:
-        self.next()
-
-    def next(self) -> None:
-        for action in self.by_time[read_time(self.datetime[0])].actions:
-            if isinstance(action, Cancel):
-                if action.index < len(self.placed):
-                    before = len(self.broker.told)
-                    self.broker.cancel(self.placed[action.index])
-                    if len(self.broker.told) == before:
-                        self.refused_cancels.append(action.index)
-                continue
-            data = self.env.datasbyname.get(action.symbol)
-            if data is not None and len(data):
-                self.placed.extend(self.place(data, action))
-
-    def place(self, data: Any, asked: Group) -> list[bt.Order]:
-        place = self.buy if asked.side is Side.BUY else self.sell
-        base = {"data": data, "size": asked.size, "valid": bt.Order.DAY if asked.day else None}
-        stop_type = bt.Order.Stop if asked.stop_limit is None else bt.Order.StopLimit
-        if asked.kind is OrderClass.OCO:
-            first = place(exectype=bt.Order.Limit, price=asked.profit, **base)
-            return [first, place(exectype=stop_type, price=asked.stop, plimit=asked.stop_limit, oco=first, **base)]
-        exectype = bt.Order.StopTrail if asked.type is OrderType.TRAILING_STOP else EXECTYPES.get(asked.type)
-        entry = {
-            "exectype": bt.Order.Close if asked.close else exectype,
-            "price": asked.price,
-            "plimit": asked.limit,
-            "trailamount": asked.trail,
-            "trailpercent": asked.percent,
-        }
-        if asked.kind is OrderClass.SIMPLE:
-            return [place(**entry, **base)]
-        bracket = self.buy_bracket if asked.side is Side.BUY else self.sell_bracket
-        made = bracket(
-            **entry,
-            **base,
-            stopprice=asked.stop,
-            stopexec=None if asked.stop is None else stop_type,
-            stopargs={} if asked.stop_limit is None else {"plimit": asked.stop_limit},
-            limitprice=asked.profit,
-            limitexec=None if asked.profit is None else bt.Order.Limit,
-        )
-        return [order for order in made if order is not None]
-
-
-def run_backtrader(case: Case) -> Outcome:
-    cerebro = bt.Cerebro(stdstats=False, preload=False, runonce=False)
-    for symbol in case.symbols:
-        rows = [(part.end_ns, part.bars[symbol]) for part in case.slices if symbol in part.bars]
-        cerebro.adddata(ScriptedFeed(bars=rows), name=symbol)
-    broker = GroupBroker(cash=case.cash)
-    cerebro.setbroker(broker)
-    cerebro.addstrategy(GroupStrategy, case=case)
-    (strategy,) = cerebro.run()
-    numbers = {order.ref: index for index, order in enumerate(strategy.placed)}
-    slices = {part.end_ns // SECOND_NS: index for index, part in enumerate(case.slices)}
-    records = []
-    for name, time_s, (ref, order, bit) in broker.told:
-        is_fill = name in ("fill", "partial_fill")
-        records.append(
-            Record(
-                event=name,
-                slice=slices[time_s],
-                number=numbers[ref],
-                symbol=order.data._name,
-                side="buy" if order.isbuy() else "sell",
-                qty=abs(bit.size) if is_fill else 0.0,
-                price=bit.price if is_fill else 0.0,
-                time_s=read_time(bit.dt) if is_fill else time_s,
-            )
-        )
-    positions = {data._name: broker.getposition(data).size for data in cerebro.datas}
-    rests = [order.executed.remsize for order in strategy.placed]
-    return Outcome(records, strategy.refused_cancels, broker.getcash(), positions, rests)
-
-
-# Our side
+def place(strategy: bt.Strategy, data: Any, asked: Group) -> list[bt.Order]:
+    buy_or_sell = strategy.buy if asked.side is Side.BUY else strategy.sell
+    base = {"data": data, "size": asked.size, "valid": bt.Order.DAY if asked.day else None}
+    stop_type = bt.Order.Stop if asked.stop_limit is None else bt.Order.StopLimit
+    if asked.kind is OrderClass.OCO:
+        first = buy_or_sell(exectype=bt.Order.Limit, price=asked.profit, **base)
+        return [first, buy_or_sell(exectype=stop_type, price=asked.stop, plimit=asked.stop_limit, oco=first, **base)]
+    exectype = bt.Order.StopTrail if asked.type is OrderType.TRAILING_STOP else EXECTYPES.get(asked.type)
+    entry = {
+        "exectype": bt.Order.Close if asked.close else exectype,
+        "price": asked.price,
+        "plimit": asked.limit,
+        "trailamount": asked.trail,
+        "trailpercent": asked.percent,
+    }
+    if asked.kind is OrderClass.SIMPLE:
+        return [buy_or_sell(**entry, **base)]
+    bracket = strategy.buy_bracket if asked.side is Side.BUY else strategy.sell_bracket
+    made = bracket(
+        **entry,
+        **base,
+        stopprice=asked.stop,
+        stopexec=None if asked.stop is None else stop_type,
+        stopargs={} if asked.stop_limit is None else {"plimit": asked.stop_limit},
+        limitprice=asked.profit,
+        limitexec=None if asked.profit is None else bt.Order.Limit,
+    )
+    return [order for order in made if order is not None]
 
 
 def money(value: float | None) -> Decimal | None:
@@ -207,63 +114,18 @@ def build_request(asked: Group) -> OrderRequest:
     )
 
 
-def run_venue(case: Case) -> Outcome:
-    events: list[tuple[int, TradeEvent]] = []
-    current = -1
-    venue = Venue(
-        rules="backtrader",
-        assets=case.symbols,
-        emit=lambda key_id, event: events.append((current, event)),
-        now_ns=START_NS,
-        is_open=lambda now_ns: True,
-        session_close_ns=lambda now_ns: now_ns,
-    )
-    cash = Decimal(repr(case.cash))
-    venue.open_account(KEY, cash=cash)
-    placed: list[str] = []
-    refused = []
-    for index, part in enumerate(case.slices):
-        current = index
-        venue.advance(part.end_ns, [build_bar(symbol, part.end_ns, prices) for symbol, prices in part.bars.items()])
-        for action in part.actions:
-            if isinstance(action, Cancel):
-                if action.index < len(placed):
-                    before = len(events)
-                    with suppress(RefusedError):
-                        venue.cancel(KEY, placed[action.index])
-                    if len(events) == before:
-                        refused.append(action.index)
-            elif venue.last_price(action.symbol) is not None:
-                made = venue.submit(KEY, build_request(action))
-                placed.extend([made.id, *(leg.id for leg in reversed(made.legs))])
-    numbers = {order_id: number for number, order_id in enumerate(placed)}
-    held: set[str] = set()
-    records = []
-    for index, event in events:
-        name = event.event
-        if name == "held":
-            held.add(event.order.id)
-            name = "new"  # BackBroker accepts a leg when it is checked
-        elif name == "new" and event.order.id in held:
-            continue  # and does not say when it becomes active
-        records.append(
-            Record(
-                event=name,
-                slice=index,
-                number=numbers[event.order.id],
-                symbol=event.order.symbol,
-                side=event.order.side.value,
-                qty=float(event.qty or 0),
-                price=float(event.price or 0),
-                time_s=event.ts_event_ns // SECOND_NS,
-            )
-        )
-    check_books(venue, cash, [event for _, event in events])
-    positions = dict.fromkeys(case.symbols, 0.0)
-    positions |= {position.symbol: float(position.qty) for position in venue.positions(KEY)}
-    found = [venue.order(KEY, order_id) for order_id in placed]
-    rests = [float(order.qty - order.filled_qty) * SIGNS[order.side] for order in found if order and order.qty]
-    return Outcome(records, refused, float(venue.account(KEY).cash), positions, rests)
+def submit(venue: Venue, asked: Group) -> list[str]:
+    """Place a group; its orders are an entry, its stop exit, its profit exit."""
+    made = venue.submit(KEY, build_request(asked))
+    return [made.id, *(leg.id for leg in reversed(made.legs))]
+
+
+def ours_of(case: Case) -> Outcome:
+    return run_venue(case, submit)
+
+
+def theirs_of(case: Case) -> Outcome:
+    return run_backtrader(case, place)
 
 
 def price(draw: st.DrawFn) -> float:
@@ -385,9 +247,9 @@ BRACKET = Group("AAA", Side.BUY, OrderType.MARKET, 5.0, kind=OrderClass.BRACKET,
     )
 )
 def test_random_groups_and_trailing_stops_fill_as_in_back_broker(case: Case) -> None:
-    theirs = run_backtrader(case)
+    theirs = theirs_of(case)
     assume(not has_dust(theirs))
-    ours = run_venue(case)
+    ours = ours_of(case)
     compare(ours, theirs)
     for record in ours.records:
         count_event(record.event)
@@ -403,7 +265,7 @@ def test_a_close_order_fills_at_the_last_close_of_its_day_when_the_next_day_begi
             Slice(last_ns + HOUR_NS, {"AAA": (105.0, 105.0, 105.0, 105.0)}, []),
         ],
     )
-    ours = run_venue(case)
-    compare(ours, run_backtrader(case))
+    ours = ours_of(case)
+    compare(ours, theirs_of(case))
     fill = ours.records[-1]
     assert (fill.event, fill.price, fill.slice, fill.time_s) == ("fill", 102.5, 2, last_ns // SECOND_NS)

@@ -365,6 +365,7 @@ async def test_orders_that_never_arrive_do_not_hold_the_market_for_ever(monkeypa
         report(floor.lockstep, "a", 1, orders=1)
         player.notify()
         await wait_until(lambda: len(floor.published) == 2)
+    assert [each.number for each in floor.published] == [1, 2]
 
 
 async def test_the_market_waits_until_wanted_symbols_are_subscribed() -> None:

@@ -1,152 +1,39 @@
+"""Bars, watermarks and news from Pub/Sub: which slices come, what is counted, and what is not lost."""
+
 from __future__ import annotations
 
 import contextlib
 import json
-import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
-from google.pubsub_v1 import PublisherClient, SubscriberClient
-from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
-from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
-from dry_work.clock import MINUTE_NS, SECOND_NS, ManualClock
-from dry_work.embedded.pubsub import EmbeddedPubSub
-from dry_work.errors import ConfigError, FeedError, LeaseHeldError
+from dry_work.clock import MINUTE_NS
+from dry_work.errors import ConfigError
 from dry_work.feeds.intake import Intake
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.feeds.staleness import StaleWatch
-from dry_work.feeds.subscriptions import OWNER_LABEL, build_labels, describe_owner, subscription_id
-from dry_work.market.messages import Bar, BarNote, Envelope, News, Slice, Watermark
-from dry_work.ports import SourceEvent, SourceFailed, SourceStatus
-from dry_work.wakeup import Wakeup
+from dry_work.feeds.subscriptions import OWNER_LABEL
+from dry_work.market.messages import BarNote, Envelope, News, Watermark
+from dry_work.ports import SourceStatus
 from dry_work.wire.pubsub import encode_bar, encode_batch, encode_news, encode_watermark
 
-PROJECT = "demo"
-DEADLINE_S = 60.0
-SOON_S = 30.0  # for what must not hang
-START_NS = 1_704_205_800_000_000_000
-
-
-def bar(symbol: str, minute: int, close: float = 1.0, **fields: Any) -> Bar:
-    start = START_NS + (minute - 1) * MINUTE_NS
-    return Bar(symbol=symbol, ts_event_ns=start, open=close, high=close, low=close, close=close, volume=1, **fields)
-
-
-class Server:
-    """An embedded server with clients on it."""
-
-    def __init__(self, pubsub: EmbeddedPubSub) -> None:
-        self.pubsub = pubsub
-        self._channel = grpc.insecure_channel(pubsub.target)
-        self.publisher = PublisherClient(transport=PublisherGrpcTransport(channel=self._channel))
-        self.subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channel))
-        self._seq: dict[str, int] = {}
-
-    def publish(self, topic: str, *messages: tuple[bytes, Mapping[str, str]]) -> None:
-        self.publisher.publish(
-            topic=f"projects/{PROJECT}/topics/{topic}",
-            messages=[{"data": data, "attributes": dict(attributes)} for data, attributes in messages],
-        )
-
-    def publish_numbered(self, topic: str, *values: Bar | Watermark, epoch: str = "e1") -> None:
-        encoded = []
-        for value in values:
-            seq = self._seq[topic] = self._seq.get(topic, 0) + 1
-            encode: Any = encode_bar if isinstance(value, Bar) else encode_watermark
-            encoded.append(encode(value, epoch=epoch, seq=seq))
-        self.publish(topic, *encoded)
-
-    def subscriptions(self) -> dict[str, Any]:
-        found = self.subscriber.list_subscriptions(project=f"projects/{PROJECT}")
-        return {each.name.rpartition("/")[2]: each for each in found}
-
-    def close(self) -> None:
-        self._channel.close()
+from .router_stack import DEADLINE_S, PROJECT, SOON_S, START_NS, Server, Sources, bar, serve_pubsub, summary
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    pubsub = EmbeddedPubSub(
-        topics=[f"projects/{PROJECT}/topics/{t}" for t in ("market-data", "crypto-data", "news-data")]
-    )
-    pubsub.start()
-    clients = Server(pubsub)
-    try:
-        yield clients
-    finally:
-        clients.close()
-        pubsub.stop()
-
-
-class Sources:
-    """Starts sources and takes their events as the engine does."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._started: list[PubSubMarketSource] = []
-
-    def build(self, symbols: Sequence[str] = ("A", "B"), **settings: Any) -> PubSubMarketSource:
-        # A slice waits for its bars for as long as a machine under load may take to bring them.
-        settings = {"grace_s": DEADLINE_S} | settings
-        settings = {"agent_id": "a1", "owner_nonce": "n1", "endpoint": self._server.pubsub.target} | settings
-        settings.setdefault("rng", random.Random(1))
-        source = PubSubMarketSource(project_id=PROJECT, symbols=symbols, **settings)
-        self._started.append(source)
-        return source
-
-    def start(self, symbols: Sequence[str] = ("A", "B"), **settings: Any) -> Reader:
-        source = self.build(symbols, **settings)
-        wakeup = Wakeup()
-        source.start(wakeup)
-        return Reader(source, wakeup)
-
-    def stop(self) -> None:
-        for source in self._started:
-            source.stop()
-
-
-class Reader:
-    def __init__(self, source: PubSubMarketSource, wakeup: Wakeup) -> None:
-        self.source = source
-        self.wakeup = wakeup
-        self.notes: list[BarNote] = []
-
-    def next(self, timeout_s: float = DEADLINE_S) -> SourceEvent:
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            event = self.source.take()
-            if event is not None:
-                return event
-            wait_s = self.source.wait_s()
-            self.wakeup.wait(left if wait_s is None else min(left, wait_s))
-        raise AssertionError(f"no event within {timeout_s} s; counters {dict(self.source.counters())}")
-
-    def next_slice(self, timeout_s: float = DEADLINE_S) -> Slice:
-        while isinstance(event := self.next(timeout_s), BarNote):
-            self.notes.append(event)
-        assert isinstance(event, Slice), event
-        return event
-
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = DEADLINE_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not true within {timeout_s} s; counters {dict(self.source.counters())}")
-            assert self.source.take() is None
-            self.wakeup.wait(0.05)
+    yield from serve_pubsub()
 
 
 @pytest.fixture
 def sources(server: Server) -> Iterator[Sources]:
-    found = Sources(server)
-    yield found
-    found.stop()
+    with contextlib.closing(Sources(server)) as found:
+        yield found
 
 
 def wait_for_threads(before: set[threading.Thread]) -> None:
@@ -155,10 +42,6 @@ def wait_for_threads(before: set[threading.Thread]) -> None:
     while left := [thread.name for thread in threading.enumerate() if thread not in before]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-
-
-def summary(piece: Slice) -> list[str]:
-    return [f"{each.symbol}@{(each.end_ns - START_NS) // MINUTE_NS}" for each in piece.bars]
 
 
 def test_bars_of_all_topics_come_in_one_slice(server: Server, sources: Sources) -> None:
@@ -187,21 +70,6 @@ def test_watermarks_release_slices_with_their_number(server: Server, sources: So
     assert reader.source.wait_s() is None
 
 
-def test_subscriptions_are_made_as_agreed_and_deleted_at_the_stop(server: Server, sources: Sources) -> None:
-    reader = sources.start(("A", "BTC/USD"))
-    found = server.subscriptions()
-    assert sorted(found) == ["agent-a1-crypto-data", "agent-a1-market-data"]
-    stock = found["agent-a1-market-data"]
-    assert stock.topic == f"projects/{PROJECT}/topics/market-data"
-    assert stock.ack_deadline_seconds == 30
-    assert stock.expiration_policy.ttl.total_seconds() == 86_400
-    assert stock.filter == ""
-    assert stock.labels[OWNER_LABEL] == "n1"
-    reader.source.stop()
-    assert server.subscriptions() == {}
-    reader.source.stop()
-
-
 def test_a_batch_is_taken_as_its_bars_and_its_bad_entries_are_counted(server: Server, sources: Sources) -> None:
     reader = sources.start(("A", "B"), watermarks=True)
     data, attributes = encode_batch([bar("A", 1), bar("B", 1), bar("A", 1)], epoch="e", seq=0)
@@ -217,17 +85,13 @@ def test_a_batch_is_taken_as_its_bars_and_its_bad_entries_are_counted(server: Se
     assert counters["dropped_missing_price"] == 1
 
 
-def test_only_the_topics_of_the_symbols_are_subscribed(server: Server, sources: Sources) -> None:
-    sources.start(("BTC/USD",))
-    assert sorted(server.subscriptions()) == ["agent-a1-crypto-data"]
-
-
 def test_no_thread_is_left_after_the_stop(server: Server, sources: Sources) -> None:
     before = set(threading.enumerate())
     reader = sources.start(("A", "BTC/USD"), watermarks=False)
     server.publish("market-data", encode_bar(bar("A", 1)))
     server.publish("crypto-data", encode_bar(bar("BTC/USD", 1)))
-    reader.next_slice()
+    assert set(threading.enumerate()) - before
+    assert reader.next_slice().bars
     reader.source.stop()
     wait_for_threads(before)
 
@@ -337,122 +201,6 @@ def test_messages_from_before_the_start_are_not_delivered(server: Server, source
     server.publish("market-data", encode_bar(bar("A", 2)))
     assert summary(reader.next_slice()) == ["A@2"]
     assert reader.source.counters()["messages"] == 1
-
-
-def test_a_subscription_without_owner_is_replaced(server: Server, sources: Sources) -> None:
-    server.subscriber.create_subscription(
-        request={
-            "name": f"projects/{PROJECT}/subscriptions/agent-a1-market-data",
-            "topic": f"projects/{PROJECT}/topics/news-data",
-            "filter": 'attributes.symbol = "X"',
-        }
-    )
-    reader = sources.start(("A",), watermarks=False)
-    server.publish("market-data", encode_bar(bar("A", 1)))
-    assert summary(reader.next_slice()) == ["A@1"]
-
-
-def test_the_same_agent_id_of_another_owner_is_refused(server: Server, sources: Sources) -> None:
-    first = sources.start(("A",), watermarks=False)
-    second = sources.build(("A", "BTC/USD"), owner_nonce="n2")
-    with pytest.raises(LeaseHeldError) as caught:
-        second.start(Wakeup())
-    text = str(caught.value)
-    for fact in ("agent-a1-market-data", "'a1'", socket.gethostname().lower()[:20], "AGENT_ID", "--take-over",
-                 "gcloud pubsub subscriptions delete agent-a1-market-data --project demo"):  # fmt: skip
-        assert fact in text
-    assert sorted(server.subscriptions()) == ["agent-a1-market-data"]
-    server.publish("market-data", encode_bar(bar("A", 1)))
-    assert summary(first.next_slice()) == ["A@1"]
-
-
-def test_an_agent_that_is_taken_over_fails_and_leaves_the_subscription_alone(server: Server, sources: Sources) -> None:
-    first = sources.start(("A",), watermarks=False)
-    server.publish("market-data", encode_bar(bar("A", 0)))
-    assert summary(first.next_slice()) == ["A@0"]  # its stream is open, and ends with the subscription
-    second = sources.start(("A",), watermarks=False, owner_nonce="n2", take_over=True)
-    events = []
-    while not events or not isinstance(events[-1], SourceFailed):
-        events.append(first.next())
-    failed = events[-1]
-    assert isinstance(failed, SourceFailed)
-    assert "agent-a1-market-data was taken over by process" in str(failed.error)
-    first.source.stop()
-    assert server.subscriptions()["agent-a1-market-data"].labels[OWNER_LABEL] == "n2"
-    server.publish("market-data", encode_bar(bar("A", 1)))
-    assert summary(second.next_slice()) == ["A@1"]
-
-
-def test_a_subscription_that_changes_hands_in_silence_is_noticed(
-    server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dry_work.feeds.subscriptions.GONE_WAIT_S", 3.0)  # so that the other one is first
-    reader = sources.start(("A",), owner_check_s=0.05, watermarks=False)
-    name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
-    topic = f"projects/{PROJECT}/topics/market-data"
-    server.subscriber.delete_subscription(request={"subscription": name})
-    server.subscriber.create_subscription(request={"name": name, "topic": topic, "labels": {OWNER_LABEL: "n2"}})
-    event = reader.next()
-    while isinstance(event, SourceStatus):
-        event = reader.next()
-    assert isinstance(event, SourceFailed)
-    assert "was taken over" in str(event.error)
-
-
-def test_a_subscription_that_is_gone_is_made_again_and_the_outage_is_told(server: Server, sources: Sources) -> None:
-    reader = sources.start(("A",), watermarks=False)
-    name = f"projects/{PROJECT}/subscriptions/agent-a1-market-data"
-    server.subscriber.delete_subscription(request={"subscription": name})
-    statuses = [reader.next(), reader.next()]
-    assert [status.connected for status in statuses if isinstance(status, SourceStatus)] == [False, True]
-    assert server.subscriptions()["agent-a1-market-data"].labels[OWNER_LABEL] == "n1"
-    server.publish("market-data", encode_bar(bar("A", 1)))
-    assert summary(reader.next_slice()) == ["A@1"]
-    assert reader.source.counters()["recreated_subscriptions"] == 1
-
-
-def test_a_missing_topic_is_named_with_what_to_do(server: Server, sources: Sources) -> None:
-    source = sources.build(("A", "BTC/USD"), crypto_topic="nowhere")
-    with pytest.raises(ConfigError) as caught:
-        source.start(Wakeup())
-    for fact in ("'nowhere'", "'demo'", "gcloud pubsub topics create nowhere --project demo"):
-        assert fact in str(caught.value)
-    assert server.subscriptions() == {}
-
-
-def test_pubsub_that_is_not_there_is_an_error_within_the_time_limit() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
-        source = PubSubMarketSource(
-            project_id=PROJECT, symbols=["A"], agent_id="a1", owner_nonce="n1", endpoint=endpoint, connect_timeout_s=0.5
-        )
-        begun = time.monotonic()
-        with pytest.raises(FeedError, match=endpoint):
-            source.start(Wakeup())
-        assert time.monotonic() - begun < SOON_S
-        source.stop()
-
-
-def test_pubsub_that_does_not_answer_is_an_error_within_the_time_limit() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
-        source = PubSubMarketSource(
-            project_id=PROJECT, symbols=["A"], agent_id="a1", owner_nonce="n1", endpoint=endpoint, connect_timeout_s=0.5
-        )
-        begun = time.monotonic()
-        with pytest.raises(FeedError, match=endpoint):
-            source.start(Wakeup())
-        assert time.monotonic() - begun < SOON_S
-        source.stop()
-
-
-def test_the_emulator_host_of_the_environment_is_used(
-    server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.pubsub.target)
-    sources.start(("A",), endpoint=None)
-    assert sorted(server.subscriptions()) == ["agent-a1-market-data"]
 
 
 def test_a_full_buffer_stops_the_pull_and_loses_nothing(server: Server, sources: Sources) -> None:
@@ -572,25 +320,12 @@ def test_a_lost_connection_is_told_and_nothing_is_lost_with_it(server: Server, s
         cable.close()
 
 
-def test_a_subscription_id_that_pubsub_would_refuse_is_an_error() -> None:
-    assert subscription_id("a1", "market-data") == "agent-a1-market-data"
-    for agent_id, topic in (("", "t"), ("a", ""), ("a/b", "t"), ("a", "projects/p/topics/t"), ("a" * 250, "topic")):
-        with pytest.raises(ConfigError, match="make no subscription id"):
-            subscription_id(agent_id, topic)
-
-
 @pytest.mark.parametrize("change", [{"symbols": []}, {"owner_nonce": "A B"}, {"owner_nonce": ""}, {"project_id": ""}])
 def test_settings_that_cannot_be_used_are_refused(change: dict[str, Any]) -> None:
     good: dict[str, Any] = {"project_id": "p", "symbols": ["A"], "agent_id": "a", "owner_nonce": "n"}
     PubSubMarketSource(**good)
     with pytest.raises(ConfigError):
         PubSubMarketSource(**(good | change))
-
-
-def test_an_owner_is_described_by_what_the_labels_say() -> None:
-    labels = build_labels("n1", ManualClock(1_700_000_000 * SECOND_NS))
-    assert "since 2023-11-14T22:13:20Z" in describe_owner(labels)
-    assert describe_owner({}) == "process ? on ? since ?"
 
 
 def test_a_closed_intake_takes_nothing() -> None:

@@ -22,6 +22,7 @@ class Venue:
 
     def __init__(self) -> None:
         self.begun: list[str] = []
+        self.answered: list[str] = []
         self.released = threading.Event()
         venue = self
 
@@ -31,6 +32,7 @@ class Venue:
                 venue.begun.append(f"{self.command} {self.path}")
                 if self.path.startswith("/v2/hang"):
                     venue.released.wait(DEADLINE_S)
+                venue.answered.append(self.path)
                 body = json.dumps({"path": self.path}).encode()
                 self.send_response(422 if self.path == "/v2/bad" else 200)
                 self.send_header("Content-Length", str(len(body)))
@@ -145,6 +147,7 @@ async def test_closing_does_not_wait_for_a_request_that_hangs(venue: Venue) -> N
     await until_begun(venue, "GET /v2/hang")
     async with asyncio.timeout(DEADLINE_S / 3):
         await asyncio.to_thread(account.close)
+    assert venue.answered == []
     venue.released.set()
     await asyncio.gather(hanging, return_exceptions=True)
     async with asyncio.timeout(DEADLINE_S):

@@ -101,9 +101,10 @@ def test_a_watermark_comes_back_as_it_went(codec: StreamCodec, mark: StreamWater
 
 @given(st.binary(max_size=200))
 def test_bytes_from_outside_are_read_or_refused(data: bytes) -> None:
-    for parse in (lambda: parse_frame(data, recv_ns=0), lambda: parse_message(data)):
-        with contextlib.suppress(CodecError):
-            parse()
+    with contextlib.suppress(CodecError):
+        assert isinstance(parse_frame(data, recv_ns=0), list)
+    with contextlib.suppress(CodecError):
+        assert isinstance(parse_message(data)["action"], str)
 
 
 values = st.recursive(
