@@ -27,13 +27,14 @@ from dry_work.settings_files import TOML_KEYS, parse_env_file, read_environment,
 
 __all__ = [
     "BROKER_LIVE_URL", "BROKER_SANDBOX_URL", "CRYPTO_TOPIC", "DATA_SANDBOX_URL", "DATA_URL",
-    "DEFAULT_GRPC_ENDPOINT", "DEFAULT_JOURNAL_DAYS", "DEFAULT_STALE_S", "DEFAULT_STATE_DIR", "DEFAULT_SYMBOLS",
-    "DEFAULT_WEBSOCKET_URL", "FEEDS", "LIVE_URL", "MARKET_TOPIC", "MAX_JOURNAL_DAYS", "PAPER_URL", "POD_STATE_DIR",
-    "TOML_KEYS", "WHOLE_LINES", "Credentials", "FeedSettings", "RunSettings", "TimeFrame", "check_live",
-    "choose_state_dir", "choose_venue_urls", "parse_account_id", "parse_agent_id", "parse_cash", "parse_choice",
-    "parse_env_file", "parse_feed", "parse_journal_days", "parse_lookback", "parse_moment", "parse_risk",
-    "parse_speed", "parse_stale", "parse_timeframe", "parse_url", "parse_zone", "read_credentials",
-    "read_environment", "read_toml", "read_variable",
+    "DEFAULT_GRPC_ENDPOINT", "DEFAULT_JOURNAL_DAYS", "DEFAULT_STALE_S", "DEFAULT_STATE_DIR", "DEFAULT_STOCK_FEED",
+    "DEFAULT_SYMBOLS", "DEFAULT_WEBSOCKET_URL", "FEEDS", "LIVE_URL", "MARKET_TOPIC", "MAX_JOURNAL_DAYS",
+    "PAPER_URL", "POD_STATE_DIR", "STOCK_FEEDS", "TOML_KEYS", "WHOLE_LINES", "Credentials", "FeedSettings",
+    "RunSettings", "TimeFrame", "check_live", "choose_state_dir", "choose_venue_urls", "parse_account_id",
+    "parse_agent_id", "parse_cash", "parse_choice", "parse_env_file", "parse_feed", "parse_journal_days",
+    "parse_lookback", "parse_moment", "parse_risk", "parse_speed", "parse_stale", "parse_stock_feed",
+    "parse_timeframe", "parse_url", "parse_zone", "read_credentials", "read_environment", "read_stock_feed",
+    "read_toml", "read_variable",
 ]  # fmt: skip
 
 PAPER_URL = "https://paper-api.alpaca.markets"
@@ -49,6 +50,8 @@ DEFAULT_STATE_DIR = Path(".dry-work")
 DEFAULT_SYMBOLS = Path("symbols.txt")
 
 FEEDS = ("pubsub", "nats", "redis", "ws", "grpc")  # ways of market data
+STOCK_FEEDS = ("iex", "sip", "delayed_sip", "otc", "test")
+DEFAULT_STOCK_FEED = "iex"
 DEFAULT_STALE_S = 300.0
 DEFAULT_JOURNAL_DAYS, MAX_JOURNAL_DAYS = 30, 36_500
 WHOLE_LINES = sys.maxsize  # as a look-back
@@ -130,6 +133,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     alpaca_url: str = PAPER_URL
     account_id: str = ""  # of the Broker API; empty: the key's own account
     data_url: str = DATA_URL
+    stock_feed: str = DEFAULT_STOCK_FEED  # of the history; the hub's
     request_timeout_s: float = 10.0
     risk: RiskLimits | None = RiskLimits()  # None: no gate, only with `local`
     resume_trading: bool = False
@@ -386,6 +390,28 @@ def read_credentials(environment: Mapping[str, str], *, hint: str = "") -> Crede
         if pair != found[0][1]:
             raise ConfigError(f"{found[0][0]} and {name} are both set and differ: set one of them")
     return found[0][1]
+
+
+def read_stock_feed(environment: Mapping[str, str]) -> str:
+    """Return the stock feed that the variables name, which have to agree.
+
+    Raises:
+        ConfigError: they do not, or name none that there is.
+    """
+    names = ("ALPACA_FEED", "STOCK_STREAM_FEED_TYPE", "STOCK_STREAM_FEED")
+    feed = read_variable({name: environment.get(name, "").lower() for name in names}, *names) or DEFAULT_STOCK_FEED
+    return parse_stock_feed(feed, name="ALPACA_FEED" if read_variable(environment, "ALPACA_FEED") else names[1])
+
+
+def parse_stock_feed(text: str, *, name: str) -> str:
+    """Return a stock feed.
+
+    Raises:
+        ConfigError: there is no such feed; it says `name`.
+    """
+    if text not in STOCK_FEEDS:
+        raise ConfigError(f"{text!r} is not a stock feed ({name}): one of {', '.join(STOCK_FEEDS)}")
+    return text
 
 
 def parse_risk(table: Mapping[str, Any], *, local: bool) -> RiskLimits | None:

@@ -24,13 +24,14 @@ from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.errors import BrokerError, BrokerUnavailableError, RateLimitedError, VenueAuthError
 from dry_work.market.messages import Bar, Slice
 from dry_work.market.symbols import is_crypto, is_option
-from dry_work.settings import Credentials
+from dry_work.settings import DEFAULT_STOCK_FEED, Credentials
 from dry_work.wire.alpaca_rest import lacks_subscription, parse_error
 from dry_work.wire.alpaca_stream import parse_bar_item
 
 # Two weeks reach back over a long week-end for a symbol that trades every day.
 _REACH = timedelta(days=14)
-# Without a subscription there is no history of options of the last quarter of an hour; a bar more, for its own length.
+# Without a subscription there is no history of options, nor of all exchanges together, of the last quarter of an hour;
+# a bar more, for its own length.
 _RECENT = timedelta(minutes=16)
 
 _log = structlog.get_logger(__name__)
@@ -43,7 +44,7 @@ class BarHistory:
         credentials: of the account.
         api: asked for the venue's time.
         data_url: base URL of the market-data API.
-        feed: of stocks.
+        stock_feed: whose bars come live; they are those of the history too.
         is_broker: the credentials are those of a broker.
         timeout_s: of each request.
     """
@@ -54,7 +55,7 @@ class BarHistory:
         *,
         api: VenueApi,
         data_url: str,
-        feed: str = "iex",
+        stock_feed: str = DEFAULT_STOCK_FEED,
         is_broker: bool = False,
         timeout_s: float = 10.0,
     ) -> None:
@@ -71,7 +72,9 @@ class BarHistory:
         self._crypto = prepare_client(crypto, url=data_url, timeout_s=timeout_s)
         self._options = prepare_client(contracts, url=data_url, timeout_s=timeout_s)
         self._api = api
-        self._feed = feed
+        # What comes late is the whole market's, in history as well; there is none of made-up symbols.
+        self._feed = {"delayed_sip": "sip", "test": DEFAULT_STOCK_FEED}.get(stock_feed, stock_feed)
+        self._is_delayed = stock_feed == "delayed_sip"
         self._data_url = data_url
         self._lacks_recent = False  # options' bars of the last minutes are refused
 
@@ -135,7 +138,9 @@ class BarHistory:
         if is_option(symbol):
             rows = self._fetch_option(symbol, count, start, end, now - _RECENT)
         else:
-            rows = self._request(symbol, count, start, end)
+            if self._is_delayed and not is_crypto(symbol):
+                end = min(end, now - _RECENT)
+            rows = self._request(symbol, count, start, end) if start < end else []
         bars = [parse_bar_item({"T": "b", "S": symbol, **row}, recv_ns=0) for row in rows]
         until_ns = min(end_ns, now_ns)
         return sorted((bar for bar in bars if bar.end_ns <= until_ns), key=lambda bar: bar.ts_event_ns)[-count:]

@@ -290,6 +290,7 @@ def _add_venue(shared: dict[str, Any], environment: Mapping[str, str], *, live: 
         alpaca_url=alpaca_url,
         account_id=account_id,
         data_url=s.parse_url(data_url, name="ALPACA_DATA_URL"),
+        stock_feed=s.read_stock_feed(environment),
         feed=read_feed_settings(environment, feed),
         project=project,
         market_topic=s.read_variable(environment, "MARKET_DATA_TOPIC") or s.MARKET_TOPIC,

@@ -32,7 +32,7 @@ from dry_work.engine.findings import Finding, Subject, failed, ok, warning
 from dry_work.errors import BrokerError, ConfigError
 from dry_work.market.calendar import shared_calendar
 from dry_work.market.symbols import is_crypto, is_option
-from dry_work.settings import Credentials, check_live, read_credentials
+from dry_work.settings import DEFAULT_STOCK_FEED, Credentials, check_live, read_credentials
 from dry_work.wire.alpaca_rest import lacks_subscription, parse_error
 from dry_work.wire.pubsub import parse_time
 
@@ -231,7 +231,7 @@ def check_market_data(subject: Subject) -> Iterator[Finding]:
     except ConfigError:
         return  # told with the account
     symbols = _list_symbols(subject) or ["SPY"]
-    feed = subject.variable("ALPACA_FEED") or "iex"
+    feed = subject.variable("ALPACA_FEED").lower() or DEFAULT_STOCK_FEED
     option_feed = subject.variable("ALPACA_OPTION_FEED").lower() or ("opra" if subject.live else "indicative")
     with Web(keys, url, timeout_s=subject.timeout_s, basic=bool(subject.account_id)) as web:
         for name, path, query in build_data_requests(symbols, url=url, feed=feed, option_feed=option_feed):

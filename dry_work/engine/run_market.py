@@ -83,6 +83,7 @@ def open_history(settings: RunSettings, api: VenueApi) -> BarHistory:
         settings.credentials,
         api=api,
         data_url=settings.data_url,
+        stock_feed=settings.stock_feed,
         is_broker=bool(settings.account_id),
         timeout_s=settings.request_timeout_s,
     )

@@ -11,9 +11,9 @@ from dry_work.errors import ConfigError, HubError
 from dry_work.hub.events import CRYPTO, NEWS, OPTION_BARS, OPTIONS, STATUS_CHANNELS, STOCKS, Topic
 from dry_work.market.messages import Bar, PriceBands, TradingStatus, Watermark
 from dry_work.market.symbols import ALLOWED, is_crypto, is_option, is_symbol
+from dry_work.settings import STOCK_FEEDS
 from dry_work.wire.alpaca_stream import StreamWatermark
 
-STOCK_FEEDS = ("iex", "sip", "delayed_sip", "otc", "test")
 OPTION_FEEDS = ("indicative", "opra")
 
 UpstreamMessage = Bar | TradingStatus | PriceBands | StreamWatermark  # what is read of a frame for the topics

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
+from dry_work.hub.core import OPTION_FEEDS, ConnectionState
 from dry_work.hub.events import LIVE_ORDERS, PAPER_ORDERS
 from dry_work.hub.ports import SinkStatus, TopicStatus
 from dry_work.hub.upstreams.connection import FeedStatus
+from dry_work.settings import STOCK_FEEDS
 
 SIP, OPRA, TRADING = "sip", "opra", "trading"
 FIXED = (SIP, OPRA, TRADING)  # always told of, whatever is behind them

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
+from dry_work.hub.core import OPTION_FEEDS, ConnectionState
 from dry_work.hub.events import CRYPTO, NEWS, OPTIONS, ORDER_FEEDS, STOCKS, WATERMARKS
 from dry_work.hub.health import FIXED, name_feeds
 from dry_work.hub.message_types import ORDER_UPDATE, OTHER, item_type, message_type
 from dry_work.hub.ports import SinkStatus, TopicStatus
 from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.observability.metrics import COUNTER, GAUGE, HISTOGRAM, Metric, encode_metrics
+from dry_work.settings import STOCK_FEEDS
 
 _PREFIX = "alpaca_proxy_"
 

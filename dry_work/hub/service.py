@@ -36,14 +36,14 @@ from dry_work.hub.ports import (
     StateTaker,
     TopicStatus,
 )
-from dry_work.hub.settings import DEFAULT_FEED, parse_stream_url
+from dry_work.hub.settings import parse_stream_url
 from dry_work.hub.status import HubStatus
 from dry_work.hub.upstreams.alpaca_data import AlpacaDataConnection
 from dry_work.hub.upstreams.connection import FeedStatus, UpstreamTiming
 from dry_work.hub.upstreams.order_sources import build_order_connection
 from dry_work.market.symbols import ALLOWED, is_symbol, parse_symbol
 from dry_work.pulse import keep_pulse
-from dry_work.settings import CRYPTO_TOPIC, MARKET_TOPIC
+from dry_work.settings import CRYPTO_TOPIC, DEFAULT_STOCK_FEED, MARKET_TOPIC
 from dry_work.wire.alpaca_stream import StreamCodec
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class HubService:
         news_topic: str = "",
         news_symbols: Sequence[str] = (),
         orders_topic: str = "",
-        stock_feed: str = DEFAULT_FEED,
+        stock_feed: str = DEFAULT_STOCK_FEED,
         option_feed: str = "indicative",
         codec: StreamCodec = StreamCodec.JSON,
         accounts: Sequence[AccountSettings] = (),

@@ -12,7 +12,7 @@ import msgspec
 
 from dry_work.addresses import is_alpaca_url
 from dry_work.errors import ConfigError
-from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, build_feeds, split_symbols
+from dry_work.hub.core import OPTION_FEEDS, build_feeds, split_symbols
 from dry_work.hub.variables import read_duration, read_flag
 from dry_work.market.symbols import parse_symbols, read_symbols
 from dry_work.settings import (
@@ -20,6 +20,7 @@ from dry_work.settings import (
     BROKER_SANDBOX_URL,
     CRYPTO_TOPIC,
     DATA_URL,
+    DEFAULT_STOCK_FEED,
     LIVE_URL,
     MARKET_TOPIC,
     PAPER_URL,
@@ -27,8 +28,10 @@ from dry_work.settings import (
     check_live,
     choose_venue_urls,
     parse_account_id,
+    parse_stock_feed,
     parse_url,
     read_credentials,
+    read_stock_feed,
     read_variable,
 )
 
@@ -36,7 +39,6 @@ SINKS = ("pubsub", "nats", "redis", "websocket", "grpc")
 DEFAULT_SINKS = ("pubsub",)
 DEFAULT_STREAM_URL = "wss://stream.data.alpaca.markets"
 SANDBOX_STREAM_URL = "wss://stream.data.sandbox.alpaca.markets"  # of keys of the Broker API's sandbox
-DEFAULT_FEED = "iex"
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_WEBSOCKET_PORT = 8099
 NEWS_TOPIC = "news-data"
@@ -75,7 +77,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     symbols: tuple[str, ...] = ()
     project: str | None = None  # Google Cloud's; needed for Pub/Sub alone
     stream_url: str = DEFAULT_STREAM_URL
-    feed: str = DEFAULT_FEED
+    feed: str = DEFAULT_STOCK_FEED
     option_feed: str = ""  # indicative or opra; empty: as the environment says
     pubsub_endpoint: str | None = None  # host:port of an emulator, None: Google
     market_topic: str = MARKET_TOPIC
@@ -145,9 +147,7 @@ def build_settings(
         raise ConfigError(f"{project!r} is not a Google Cloud project id (--project, GOOGLE_CLOUD_PROJECT)")
     market = market_topic or read_variable(environment, "MARKET_DATA_TOPIC", "PUBSUB_TOPIC_NAME") or MARKET_TOPIC
     crypto = crypto_topic or read_variable(environment, "CRYPTO_DATA_TOPIC") or CRYPTO_TOPIC
-    stock_feed = feed or _read_feed(environment) or DEFAULT_FEED
-    if stock_feed not in STOCK_FEEDS:
-        raise ConfigError(f"{stock_feed!r} is not a stock feed (--feed, ALPACA_FEED): one of {', '.join(STOCK_FEEDS)}")
+    stock_feed = parse_stock_feed(feed, name="--feed") if feed else read_stock_feed(environment)
     tells_news = _is_named(environment, "ENABLE_NEWS_STREAM", "NEWS_TOPIC_NAME")
     settings = HubSettings(
         key=credentials.key,
@@ -304,15 +304,6 @@ def _read_option_feed(environment: Mapping[str, str]) -> str:
     if found and found not in OPTION_FEEDS:
         raise ConfigError(f"ALPACA_OPTION_FEED={found!r}: expected one of {', '.join(OPTION_FEEDS)}")
     return found
-
-
-def _read_feed(environment: Mapping[str, str]) -> str:
-    """Return the stock feed that the variables name, which have to agree."""
-    names = ("ALPACA_FEED", "STOCK_STREAM_FEED_TYPE", "STOCK_STREAM_FEED")
-    feed = read_variable({name: environment.get(name, "").lower() for name in names}, *names)
-    if feed and feed not in STOCK_FEEDS and not read_variable(environment, "ALPACA_FEED"):
-        raise ConfigError(f"STOCK_STREAM_FEED_TYPE={feed!r}: expected one of {', '.join(STOCK_FEEDS)}")
-    return feed
 
 
 def _is_named(environment: Mapping[str, str], switch: str, topic: str) -> bool:

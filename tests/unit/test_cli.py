@@ -76,6 +76,15 @@ def test_beside_a_simulated_exchange_history_comes_from_it() -> None:
     assert settings.data_url == "http://127.0.0.1:9"
 
 
+def test_the_history_is_of_the_hubs_stock_feed() -> None:
+    paper = {**KEYS, "GOOGLE_CLOUD_PROJECT": "proj"}
+    assert build(environment=paper).stock_feed == "iex"
+    assert build(environment={**paper, "ALPACA_FEED": "SIP"}).stock_feed == "sip"
+    assert build(environment={**paper, "STOCK_STREAM_FEED_TYPE": "delayed_sip"}).stock_feed == "delayed_sip"
+    with pytest.raises(ConfigError, match=r"'gold' is not a stock feed \(ALPACA_FEED\): one of iex, sip"):
+        build(environment={**paper, "ALPACA_FEED": "gold"})
+
+
 def test_live_has_to_be_asked_for() -> None:
     settings = build({"live": True}, environment={**KEYS, "ALPACA_API_KEY": "AKREAL"})
     assert (settings.mode, settings.alpaca_url) == ("live", LIVE_URL)

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 import dry_work
 from dry_work.errors import CodecError, ConfigError
 from dry_work.hub.access import Access, Certificate
-from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS, ConnectionState
+from dry_work.hub.core import OPTION_FEEDS, ConnectionState
 from dry_work.hub.events import HubEvent
 from dry_work.hub.ports import HubPort, SinkStatus
 from dry_work.hub.sinks.grpc_calls import StreamCall
@@ -43,6 +43,7 @@ from dry_work.hub.sinks.grpc_settings import GrpcSettings
 from dry_work.hub.upstreams.connection import FeedStatus
 from dry_work.proto.cream.v1 import common_pb2 as common
 from dry_work.proto.cream.v1 import stream_proxy_pb2 as cream
+from dry_work.settings import STOCK_FEEDS
 from dry_work.wire.cream import Losses, encode_offset
 from dry_work.wire.cream_items import encode_item
 

@@ -21,7 +21,7 @@ from picows import WSMsgType
 
 from dry_work.errors import ConfigError
 from dry_work.hub.access import Access
-from dry_work.hub.core import OPTION_FEEDS, STOCK_FEEDS
+from dry_work.hub.core import OPTION_FEEDS
 from dry_work.hub.events import ALL as EVERY
 from dry_work.hub.events import CRYPTO, LIVE_ORDERS, NEWS, OPTIONS, ORDER_FEEDS, PAPER_ORDERS, STOCKS, UNKNOWN, HubEvent
 from dry_work.hub.message_types import Kind, name_counts
@@ -35,6 +35,7 @@ from dry_work.hub.sinks.dialects import (
     OrderDialect,
 )
 from dry_work.hub.sinks.shared_frames import SharedFrames
+from dry_work.settings import STOCK_FEEDS
 from dry_work.wire.alpaca_stream import StreamCodec
 
 DEFAULT_PORT = 8099

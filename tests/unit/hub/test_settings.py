@@ -97,7 +97,7 @@ def test_the_other_name_of_the_secret_is_taken() -> None:
         ({"CRYPTO_DATA_TOPIC": "a/b"}, "'a/b' is not usable as CRYPTO_DATA_TOPIC"),
         ({"GOOGLE_CLOUD_PROJECT": ""}, "give --project or set GOOGLE_CLOUD_PROJECT"),
         ({"GOOGLE_CLOUD_PROJECT": "a/b"}, "'a/b' is not a Google Cloud project id"),
-        ({"ALPACA_FEED": "opra"}, "'opra' is not a stock feed (--feed, ALPACA_FEED): one of iex, sip"),
+        ({"ALPACA_FEED": "opra"}, "'opra' is not a stock feed (ALPACA_FEED): one of iex, sip"),
         ({"ALPACA_STREAM_URL": "http://x"}, "'http://x' is not usable as ALPACA_STREAM_URL"),
         ({"PUBSUB_EMULATOR_HOST": "localhost"}, "'localhost' is not usable as PUBSUB_EMULATOR_HOST"),
         ({"PUBSUB_EMULATOR_HOST": "localhost:99999"}, "'localhost:99999' is not usable as PUBSUB_EMULATOR_HOST"),

@@ -1,6 +1,6 @@
-"""The history of options without a subscription, from a server that refuses the last quarter of an hour as Alpaca does.
+"""History without a subscription, from a server that refuses the last quarter of an hour as Alpaca does.
 
-With Alpaca's free plan such a request is answered 403, `OPRA agreement is not signed`.
+With Alpaca's free plan such a request for options is answered 403, `OPRA agreement is not signed`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ class Venue(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.has_any = has_any  # of options
         self.ends: list[str] = []  # of requests for bars of options
+        self.feeds: list[str] = []  # of requests for bars of stocks
 
     def answer(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
         if path == "/v2/clock":
             return 200, {"timestamp": NOW.isoformat(), "is_open": True}
-        if path.startswith("/v2/stocks") and query["feed"] == ["sip"]:
-            return 403, {"message": "subscription does not permit querying recent SIP data"}
         end = datetime.fromisoformat(query["end"][0])
+        if path.startswith("/v2/stocks"):
+            self.feeds += query["feed"]
+            if query["feed"] == ["sip"] and end > NOW - timedelta(minutes=15):
+                return 403, {"message": "subscription does not permit querying recent SIP data"}
         if path.startswith("/v1beta1/options"):
             self.ends.append(end.strftime("%H:%M"))
             if not self.has_any or end > NOW - timedelta(minutes=15):
@@ -83,7 +86,7 @@ def venue(request: pytest.FixtureRequest) -> Iterator[Venue]:
 def connect(venue: Venue, feed: str = "iex") -> BarHistory:
     url = f"http://127.0.0.1:{venue.server_port}"
     keys = Credentials(key="k", secret="s")
-    return BarHistory(keys, api=TradingApi("k", "s", url=url), data_url=url, feed=feed)
+    return BarHistory(keys, api=TradingApi("k", "s", url=url), data_url=url, stock_feed=feed)
 
 
 def ends_of(slices: list[Slice], symbol: str) -> list[str]:
@@ -124,3 +127,17 @@ def test_a_warm_up_that_is_refused_says_why(venue: Venue) -> None:
 def test_a_stock_feed_that_is_not_subscribed_is_no_matter_of_the_credentials(venue: Venue) -> None:
     with pytest.raises(VenueAuthError, match="gives no history of SPY: subscription does not permit"):
         connect(venue, feed="sip").newest_bars([STOCK], 10)
+
+
+def test_the_history_is_of_the_feed_that_comes_live(venue: Venue) -> None:
+    for feed in ("iex", "otc", "test"):
+        assert ends_of(connect(venue, feed).newest_bars([STOCK], 10), STOCK) == ["14:51", "15:00"]
+    assert venue.feeds == ["iex", "otc", "iex"]
+
+
+def test_the_history_of_a_delayed_feed_ends_where_that_is(venue: Venue) -> None:
+    history = connect(venue, feed="delayed_sip")
+    assert ends_of(history.newest_bars([STOCK], 10), STOCK) == ["14:36", "14:45"]
+    assert ends_of(history.bars_between([STOCK], NOW_NS - HOUR_NS, NOW_NS), STOCK) == ["14:01", "14:45"]
+    assert history.bars_between([STOCK], NOW_NS - HOUR_NS // 12, NOW_NS) == []
+    assert set(venue.feeds) == {"sip"}
