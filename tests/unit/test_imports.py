@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "dry_work"
 
 # A layer imports itself and what stands before it.
 LAYERS = (
-    {"errors", "clock", "wakeup", "backoff", "pulse", "addresses", "storage"},
+    {"errors", "clock", "wakeup", "backoff", "pulse", "addresses", "storage", "bucket_storage"},
     {"market", "orders", "proto"},
-    {"ports", "settings"},
+    {"ports", "settings", "settings_files"},
     {"wire", "observability"},
     {"alpaca", "feeds", "broker", "hub", "exchange", "embedded", "recording", "redis"},
     {"engine", "backtest"},
@@ -29,7 +29,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 OWNERS = {
     "backtrader": {"feeds", "broker", "engine", "backtest", "dashboard"},
     "alpaca": {"alpaca", "broker"},
-    "google": {"feeds", "hub", "embedded", "storage", "recording"},
+    "google": {"feeds", "hub", "embedded", "bucket_storage", "recording"},
     "grpc": {"feeds", "hub", "embedded"},
     "nats": {"hub", "embedded", "feeds"},
     "redis": {"hub", "embedded", "feeds", "redis"},
