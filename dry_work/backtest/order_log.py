@@ -49,6 +49,12 @@ class OrderLog(bt.Analyzer):
         if order.status in (bt.Order.Partial, bt.Order.Completed):
             self._fills.extend((bit, order.ref, order.data) for bit in order.executed.iterpending())
 
+    def stop(self) -> None:
+        """Take note of the orders of the last turn, of which nobody is told any more."""
+        for order in self.strategy.broker.notifs:
+            if order is not None and order.owner is self.strategy:
+                self._orders.setdefault(order.ref, order)
+
     def records(self) -> tuple[list[Record], list[Record]]:
         """Return the orders, in order of their making, and the fills, in order of execution."""
         ids = {
@@ -84,7 +90,7 @@ class OrderLog(bt.Analyzer):
             "limit_price": None if limit is None else float(limit),
             "stop_price": float(created.price) if is_stop else None,
             "status": status_word(_PHASES[order.status]).value,
-            "submitted_at": encode_time(line_time_ns(created.dt)),
+            "submitted_at": encode_time(line_time_ns(getattr(order, "placed_at", created.dt))),
         }
 
 

@@ -8,6 +8,7 @@ before it.
 
 from __future__ import annotations
 
+import bisect
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -345,6 +346,7 @@ def backtest_session(trace: SessionTrace, agent: Agent) -> SessionTrace:
     )
     result = run_backtest(backtest, recording, agent)
     found = trace_result(result, name=f"backtest of {trace.name}")
+    _date_by_bars(found.orders, bars.values())
     found.bars = {key: bars[key] for key in trace.bars}
     found.slice_of = {key: bar.end_ns for key, bar in found.bars.items()}
     found.final = dict(found.bars)
@@ -354,6 +356,19 @@ def backtest_session(trace: SessionTrace, agent: Agent) -> SessionTrace:
     if trace.start_positions:
         found.problem = "; ".join(filter(None, [found.problem, "it begins without the positions of the session"]))
     return found
+
+
+def _date_by_bars(orders: Iterable[OrderTrace], bars: Iterable[Bar]) -> None:
+    """Date orders as a session's are: by the newest bar that their symbol had when they were placed."""
+    ends: dict[str, list[int]] = {}
+    for bar in bars:
+        ends.setdefault(bar.symbol, []).append(bar.end_ns)
+    for held in ends.values():
+        held.sort()
+    for order in orders:
+        known = ends.get(order.symbol)
+        if known:
+            order.decided_ns = known[max(0, bisect.bisect_right(known, order.decided_ns) - 1)]
 
 
 def build_recording(symbols: Iterable[str], bars: Iterable[Bar]) -> Recording:
