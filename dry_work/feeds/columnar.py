@@ -18,6 +18,7 @@ from backtrader.feed import AbstractDataBase
 from backtrader.linebuffer import LineBuffer
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
+from dry_work.feeds.announced import Announcement
 from dry_work.feeds.base import LiveClone
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_files import Column, Floats, Ints
@@ -150,6 +151,7 @@ class ColumnarFeed(bt.DataBase):
         if columns is None:
             raise ValueError(f"{self.symbol}: a columnar feed needs columns; columnar_feed() makes it from a recording")
         self._copies: list[LiveClone] = []
+        self._announced = Announcement(self)
         self._row = 0
         self._times: Floats | None = None
         self._chunk: list[tuple[float, ...]] = []
@@ -189,7 +191,33 @@ class ColumnarFeed(bt.DataBase):
     def next(self, datamaster: Any = None, ticks: bool = True) -> Any:
         if self._copies:
             return next_of_source(self, super().next, datamaster, ticks, is_over=self._is_over)
+        if self.replaying and datamaster is None and self._can_announce():
+            time = self._find_coming()
+            if time is not None:
+                self._announced.make(time)
+                return True
         return super().next(datamaster=datamaster, ticks=ticks)
+
+    def _can_announce(self) -> bool:
+        """Tell whether the next bar is one of the columns, and goes into the longer bar and nowhere else."""
+        return (
+            len(self._filters) == 1
+            and not self._barstack
+            and not self._barstash
+            and self._tzinput is None
+            and len(self) == self.buflen()
+            and type(self)._load is ColumnarFeed._load
+        )
+
+    def _find_coming(self) -> float | None:
+        """Return the time of the bar that `load` takes next."""
+        if self._times is None:
+            self._times = self._compute_times()
+        times = self._times
+        for row in range(self._row, len(times)):
+            if times[row] >= self.fromdate:
+                return float(times[row]) if times[row] <= self.todate else None
+        return None
 
     def resample(self, **kwargs: Any) -> None:
         self.addfilter(resampler_for(by_session=self.bar_length_ns < DAY_NS, **kwargs), **kwargs)
