@@ -19,7 +19,7 @@ from backtrader.linebuffer import LineBuffer
 
 from dry_work.clock import MINUTE_NS, SECOND_NS
 from dry_work.feeds.line_time import line_time, line_time_ns
-from dry_work.feeds.resamplers import next_of_source, replayer_for, resampler_for
+from dry_work.feeds.resamplers import next_closing, next_of_source, replayer_for, resampler_for
 from dry_work.market.messages import Bar
 from dry_work.market.symbols import parse_symbol
 from dry_work.settings import TimeFrame
@@ -271,6 +271,9 @@ class LiveFeed(bt.DataBase):
         if self._copies and not self.engine_driven:
             return next_of_source(self, super().next, datamaster, ticks, is_over=self._is_over)
         return super().next(datamaster=datamaster, ticks=ticks)
+
+    def _getnexteos(self) -> Any:
+        return next_closing(self, super()._getnexteos)
 
     def _is_over(self) -> bool:
         return self._finished and not self._offered

@@ -22,7 +22,7 @@ from dry_work.feeds.announced import Announcement
 from dry_work.feeds.base import LiveClone
 from dry_work.feeds.recorded import Recording
 from dry_work.feeds.recorded_files import Column, Floats, Ints
-from dry_work.feeds.resamplers import next_of_source, replayer_for, resampler_for, session_end
+from dry_work.feeds.resamplers import next_closing, next_of_source, replayer_for, resampler_for, session_end
 
 DAY_NS = 1440 * MINUTE_NS
 
@@ -218,6 +218,9 @@ class ColumnarFeed(bt.DataBase):
             if times[row] >= self.fromdate:
                 return float(times[row]) if times[row] <= self.todate else None
         return None
+
+    def _getnexteos(self) -> Any:
+        return next_closing(self, super()._getnexteos)
 
     def resample(self, **kwargs: Any) -> None:
         self.addfilter(resampler_for(by_session=self.bar_length_ns < DAY_NS, **kwargs), **kwargs)

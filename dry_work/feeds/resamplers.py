@@ -23,6 +23,7 @@ _UNITS_NS = {bt.TimeFrame.Seconds: SECOND_NS, bt.TimeFrame.Minutes: MINUTE_NS}
 _DATETIME = bt.DataBase.DateTime  # its place in a bar on a stack
 _RESOLUTION_NS = 1_000_000  # of times in lines
 _LAST_SECOND = dt.time(23, 59, 59)
+_DAY = dt.timedelta(days=1)
 
 
 def resampler_for(*, by_session: bool = True, **params: Any) -> type[Any]:
@@ -124,6 +125,35 @@ def session_end(data: Any, start_ns: int) -> float:
     return end
 
 
+def find_closing(feed: Any, moment: dt.datetime) -> dt.datetime:
+    """Return the end of the session of the feed's calendar that holds a moment, or of the next one; both in UTC.
+
+    `bt.TradingCalendar` looks for a day whose session ends later by the clock than the moment. After the close that is
+    one behind the next change of the clocks, or none: it goes on to the year 9999.
+    """
+    calendar, zone = feed._calendar, feed._tz
+    if not isinstance(calendar, bt.TradingCalendar):
+        return calendar.schedule(moment, zone)[1]  # type: ignore[no-any-return]
+    day = dt.datetime.combine(moment.date(), dt.time.min) - _DAY  # a session may end on the next day in UTC
+    while True:
+        closing: dt.datetime = calendar.schedule(day, zone)[1]
+        if moment <= closing:
+            return closing
+        day += _DAY
+
+
+def next_closing(feed: Any, ask_stock: Callable[[], Any]) -> Any:
+    """Return the end of the session of a feed's newest bar, as a datetime and as a line holds it; for `_getnexteos`.
+
+    Args:
+        ask_stock: does the same in Backtrader's way, for a feed without a calendar.
+    """
+    if feed._calendar is None or feed._clone or not len(feed):
+        return ask_stock()
+    closing = find_closing(feed, bt.num2date(feed.lines.datetime[0]))
+    return closing, bt.date2num(closing)
+
+
 def _root_of(data: Any) -> Any:
     while data._clone:
         data = data.data
@@ -151,8 +181,7 @@ class _ByGrid:
             time_ns = -(-time_ns // _RESOLUTION_NS) * _RESOLUTION_NS  # not before it, as a line holds it
             if root._calendar is None:
                 return line_time_ns(session_end(root, time_ns))
-            _, closing = root._calendar.schedule(bt.num2date(line_time(time_ns)), root._tz)
-            return line_time_ns(bt.date2num(closing))
+            return line_time_ns(bt.date2num(find_closing(root, bt.num2date(line_time(time_ns)))))
 
         # Where a session lasts until the end of the day nothing is cut.
         has_sessions = root._calendar is not None or root.p.sessionend < _LAST_SECOND
@@ -294,8 +323,8 @@ class _SessionByStart:
             end = session_end(root, line_time_ns(start))
             self._nexteos, self._nextdteos = bt.num2date(end), end
         else:
-            _, closing = root._calendar.schedule(bt.num2date(start), root._tz)
-            self._nexteos, self._nextdteos = closing, bt.date2num(closing)
+            self._nexteos = find_closing(root, bt.num2date(start))
+            self._nextdteos = bt.date2num(self._nexteos)
 
     def _calcadjtime(self, greater: bool = False) -> float:
         # Backtrader takes the UTC time of the session's end for one of the feed's zone.

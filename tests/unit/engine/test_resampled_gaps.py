@@ -276,6 +276,38 @@ def test_a_session_of_a_calendar_cuts_an_hour() -> None:
     assert rows == [(close, 100), (close + 45, 100), (early, 200), (early + 15, 100)]
 
 
+def test_bars_after_the_close_of_a_calendar_belong_to_its_next_session() -> None:
+    close = 20 * 60 + 15
+    calendar = bt.TradingCalendar(close=dt.time(16, 15))
+    ends = [close, close + 30, close + 31, close + 1440, close + 1440 + 2, close + 1440 + 200]
+    rows = session_rows(ends, tz=ZONE, calendar=calendar)
+    assert rows == [(close, 100), (close + 45, 200), (close + 1440, 100), (close + 1485, 100), (close + 1665, 100)]
+
+
+def test_a_timer_at_the_end_of_the_session_is_found_for_bars_after_the_close() -> None:
+    class Timed(bt.Strategy):
+        def __init__(self) -> None:
+            self.told: list[str] = []
+            self.add_timer(when=bt.Timer.SESSION_END, tzdata=self.data)
+
+        def notify_timer(self, timer: Any, when: dt.datetime, *args: Any, **kwargs: Any) -> None:
+            self.told.append(f"{when:%d %H:%M}")
+
+    close, hours = 20 * 60 + 15, {"tz": ZONE, "sessionend": dt.time(16, 15)}
+    found = []
+    held = [make_bar("AAA", end - 1, 50.0) for end in (close - 30, close + 60, close + 61, close + 1500)]
+    for cerebro, feed in (
+        (LiveCerebro(source=ListSource(slices_of(held)), wakeup=Wakeup()), LiveFeed(symbol="AAA", **hours)),
+        (bt.Cerebro(stdstats=False), columnar_feed(record({"AAA": held}), "AAA", **hours)),
+    ):
+        cerebro.addcalendar(bt.TradingCalendar(close=dt.time(16, 15)))
+        cerebro.adddata(feed)
+        cerebro.addstrategy(Timed)
+        [strategy] = cerebro.run()
+        found.append(strategy.told)
+    assert found == [["07 16:15", "08 16:15"]] * 2
+
+
 # Without gaps --------------------------------------------------------------------------------------------------------
 
 
