@@ -17,6 +17,7 @@ from dry_work.errors import ConfigError
 from dry_work.feeds.intake import Intake
 from dry_work.feeds.router import PubSubMarketSource
 from dry_work.feeds.staleness import StaleWatch
+from dry_work.feeds.subscriber import PullStream
 from dry_work.feeds.subscriptions import OWNER_LABEL
 from dry_work.market.messages import BarNote, Envelope, News, Watermark
 from dry_work.ports import SourceStatus
@@ -387,9 +388,17 @@ def test_what_waits_for_room_is_not_delivered_again(
 def test_a_stream_tells_the_server_that_somebody_is_here(
     server: Server, sources: Sources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    beats, beat = threading.Semaphore(0), PullStream.beat
+
+    def count(stream: PullStream) -> None:
+        beat(stream)
+        beats.release()
+
+    monkeypatch.setattr(PullStream, "beat", count)
     monkeypatch.setattr("dry_work.feeds.subscriptions._BEAT_S", 0.05)
     reader = sources.start(("A",), watermarks=False)
-    time.sleep(0.3)  # several beats
+    for _ in range(3):
+        assert beats.acquire(timeout=DEADLINE_S)
     server.publish("market-data", encode_bar(bar("A", 1)))
     assert summary(reader.next_slice()) == ["A@1"]
     assert reader.source.counters().get("reconnects") is None
