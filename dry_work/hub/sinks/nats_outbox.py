@@ -11,6 +11,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,6 +63,10 @@ class Outbox:
         for record, _ in self._iterate():
             return record
         return None
+
+    def oldest(self, count: int) -> list[Record]:
+        """Return that many of the oldest records, or all when there are fewer."""
+        return [record for record, _ in islice(self._iterate(), count)]
 
     def count_through(self, event_id: str) -> int:
         """Return how many records there are up to the one with `event_id`, 0 when it is not there."""

@@ -31,6 +31,8 @@ def test_records_come_out_in_their_order_and_the_file_is_emptied(tmp_path: Path)
     for number in range(3):
         outbox.append(make(number))
     assert outbox.first() == make(0)
+    assert outbox.oldest(2) == [make(0), make(1)]
+    assert outbox.oldest(9) == [make(0), make(1), make(2)]
     assert outbox.waiting == 3
     assert drain(outbox) == ["e-0", "e-1", "e-2"]
     assert outbox.waiting == 0
