@@ -129,17 +129,32 @@ def find_closing(feed: Any, moment: dt.datetime) -> dt.datetime:
     """Return the end of the session of the feed's calendar that holds a moment, or of the next one; both in UTC.
 
     `bt.TradingCalendar` looks for a day whose session ends later by the clock than the moment. After the close that is
-    one behind the next change of the clocks, or none: it goes on to the year 9999.
+    one behind the next change of the clocks, or none: it goes on to the year 9999. It does not ask whether that day is
+    one of trading.
     """
     calendar, zone = feed._calendar, feed._tz
     if not isinstance(calendar, bt.TradingCalendar):
         return calendar.schedule(moment, zone)[1]  # type: ignore[no-any-return]
+    own = _date_in(zone, moment)
     day = dt.datetime.combine(moment.date(), dt.time.min) - _DAY  # a session may end on the next day in UTC
     while True:
         closing: dt.datetime = calendar.schedule(day, zone)[1]
-        if moment <= closing:
+        date = _date_in(zone, closing)
+        # A bar of a day off stays in that day, as in Backtrader.
+        if moment <= closing and (date == own or not _is_off(calendar, date)):
             return closing
         day += _DAY
+
+
+def _date_in(zone: Any, moment: dt.datetime) -> dt.date:
+    """Return the date of a moment in UTC in the zone of a feed."""
+    return moment.date() if zone is None else moment.replace(tzinfo=dt.UTC).astimezone(zone).date()
+
+
+def _is_off(calendar: Any, date: dt.date) -> bool:
+    """Tell whether a calendar has no session on a day; its holidays may be dates, or midnights."""
+    held = calendar.p.holidays
+    return date.isoweekday() in calendar.p.offdays or date in held or dt.datetime.combine(date, dt.time.min) in held
 
 
 def next_closing(feed: Any, ask_stock: Callable[[], Any]) -> Any:

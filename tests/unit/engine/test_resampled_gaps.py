@@ -243,9 +243,9 @@ def test_seconds_are_grouped_as_minutes_are() -> None:
 
 
 def session_rows(ends: Iterable[int], **params: Any) -> list[tuple[int, float]]:
-    """Return end (minutes from the day's start, UTC) and volume of the hours that some minutes make."""
+    """Return end (minutes from the day's start, UTC) and volume of the bars, of an hour, that some minutes make."""
     bars = {"AAA": [make_bar("AAA", end - 1, 50.0) for end in ends]}
-    calendar = params.pop("calendar", None)
+    calendar, frame = params.pop("calendar", None), params.pop("frame", (MINUTES, 60))
     found = []
     for cerebro, feed in (
         (LiveCerebro(source=ListSource(slices_of(bars["AAA"])), wakeup=Wakeup()), LiveFeed(symbol="AAA", **params)),
@@ -253,8 +253,8 @@ def session_rows(ends: Iterable[int], **params: Any) -> list[tuple[int, float]]:
     ):
         if calendar is not None:
             cerebro.addcalendar(calendar)
-        rows, _ = run(cerebro, [feed], resampled((MINUTES, 60)))
-        found.append([((row[0] - DAY_START_NS) // MINUTE_NS, row[5]) for row in rows["AAA@60"]])
+        [rows] = [held for name, held in run(cerebro, [feed], resampled(frame))[0].items() if name != "AAA"]
+        found.append([((row[0] - DAY_START_NS) // MINUTE_NS, row[5]) for row in rows])
     live, backtest = found
     assert live == backtest
     return live
@@ -282,6 +282,18 @@ def test_bars_after_the_close_of_a_calendar_belong_to_its_next_session() -> None
     ends = [close, close + 30, close + 31, close + 1440, close + 1440 + 2, close + 1440 + 200]
     rows = session_rows(ends, tz=ZONE, calendar=calendar)
     assert rows == [(close, 100), (close + 45, 200), (close + 1440, 100), (close + 1485, 100), (close + 1665, 100)]
+
+
+@pytest.mark.parametrize("holidays", [[dt.datetime(2013, 10, 11)], [dt.date(2013, 10, 11)]])
+def test_the_next_session_of_a_calendar_is_not_on_a_day_off(holidays: list[dt.date]) -> None:
+    # Off are a Friday and the week-end. A bar of a day off stays in that day, as in Backtrader.
+    close, day = 20 * 60 + 15, 1440
+    calendar = bt.TradingCalendar(close=dt.time(16, 15), holidays=holidays)
+    params = {"frame": (DAYS, 1), "tz": ZONE, "calendar": calendar}
+    rows = session_rows([close + 3 * day, close + 3 * day + 30, close + 7 * day], **params)
+    assert rows == [(close + 3 * day, 100), (close + 7 * day, 200)]
+    rows = session_rows([close + 3 * day, close + 5 * day - 30, close + 7 * day], **params)
+    assert rows == [(close + each * day, 100) for each in (3, 5, 7)]
 
 
 def test_a_timer_at_the_end_of_the_session_is_found_for_bars_after_the_close() -> None:
