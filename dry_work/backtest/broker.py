@@ -12,12 +12,15 @@ from backtrader.position import Position
 
 from dry_work.broker.option_scheme import fit_scheme
 
+_UNGUARDED = (bt.Order.Market, bt.Order.Historical)
+
 
 class BacktestBroker(bt.brokers.BackBroker):
     """BackBroker that does not match a limit or stop order against a bar that ended before the order was made.
 
     Stock does that when another symbol ticks: the order's own symbol shows its last bar until the next one comes, and
-    the order is tried on it again. Orders at market wait for a new bar in stock too, so for them nothing changes.
+    the order is tried on it again. Orders at market wait for a new bar in stock too, and those of `add_order_history`
+    are filled at once, so for them nothing changes.
 
     Params:
         guard: False gives BackBroker as it is.
@@ -65,7 +68,7 @@ class BacktestBroker(bt.brokers.BackBroker):
         return float(max(each.lines.datetime[0] for each in self._sources if len(each)))
 
     def _try_exec(self, order: Any) -> None:
-        if self.p.guard and order.exectype != bt.Order.Market and order.data.datetime[0] <= order.made_at:
+        if self.p.guard and order.exectype not in _UNGUARDED and order.data.datetime[0] <= order.made_at:
             return
         super()._try_exec(order)
 

@@ -6,6 +6,8 @@ import backtrader as bt
 import numpy as np
 import pytest
 
+from dry_work.backtest.broker import BacktestBroker
+from dry_work.backtest.lean import LeanCerebro
 from dry_work.backtest.run import (
     BacktestSettings,
     cut_recording,
@@ -18,6 +20,8 @@ from dry_work.clock import MINUTE_NS
 from dry_work.engine.agents import Agent
 from dry_work.errors import ConfigError, StrategyError
 from dry_work.exchange.synthetic import DAY_START_NS, synthetic_day
+from dry_work.feeds.columnar import columnar_feed
+from dry_work.feeds.line_time import line_time
 from dry_work.settings import parse_timeframe
 
 SYMBOLS = ("SPY", "IBM")
@@ -196,6 +200,27 @@ def test_cash_that_the_strategy_adds_is_in_the_equity_curve() -> None:
     assert result.equity.end == 101_000
     assert len(result.curve) == len(RECORDING.slice_ends())
     assert any("second run" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("engine", [bt.Cerebro, LeanCerebro])
+def test_a_history_of_orders_is_filled_at_its_times(engine: Any) -> None:
+    at = bt.num2date(line_time(DAY_START_NS + 5 * MINUTE_NS))
+    found = []
+
+    class Listener(bt.Strategy):
+        def notify_order(self, order: Any) -> None:
+            if order.status == order.Completed:
+                found.append((bt.num2date(order.executed.dt), order.executed.price))
+
+    for broker in (bt.brokers.BackBroker(), BacktestBroker()):
+        cerebro = engine(stdstats=False)
+        for symbol in SYMBOLS:
+            cerebro.adddata(columnar_feed(RECORDING, symbol))
+        cerebro.setbroker(broker)
+        cerebro.add_order_history([(at, 1, 50.0)])
+        cerebro.addstrategy(Listener)
+        cerebro.run()
+    assert found == [(at, 50.0)] * 2
 
 
 def test_a_run_can_be_stopped_between_two_bars() -> None:
