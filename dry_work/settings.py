@@ -400,7 +400,7 @@ def read_stock_feed(environment: Mapping[str, str]) -> str:
     """
     names = ("ALPACA_FEED", "STOCK_STREAM_FEED_TYPE", "STOCK_STREAM_FEED")
     feed = read_variable({name: environment.get(name, "").lower() for name in names}, *names) or DEFAULT_STOCK_FEED
-    return parse_stock_feed(feed, name="ALPACA_FEED" if read_variable(environment, "ALPACA_FEED") else names[1])
+    return parse_stock_feed(feed, name=next((name for name in names if environment.get(name, "").strip()), names[0]))
 
 
 def parse_stock_feed(text: str, *, name: str) -> str:

@@ -32,7 +32,7 @@ from dry_work.engine.findings import Finding, Subject, failed, ok, warning
 from dry_work.errors import BrokerError, ConfigError
 from dry_work.market.calendar import shared_calendar
 from dry_work.market.symbols import is_crypto, is_option
-from dry_work.settings import DEFAULT_STOCK_FEED, Credentials, check_live, read_credentials
+from dry_work.settings import DEFAULT_STOCK_FEED, Credentials, check_live, read_credentials, read_stock_feed
 from dry_work.wire.alpaca_rest import lacks_subscription, parse_error
 from dry_work.wire.pubsub import parse_time
 
@@ -231,7 +231,12 @@ def check_market_data(subject: Subject) -> Iterator[Finding]:
     except ConfigError:
         return  # told with the account
     symbols = _list_symbols(subject) or ["SPY"]
-    feed = subject.variable("ALPACA_FEED").lower() or DEFAULT_STOCK_FEED
+    try:
+        feed = read_stock_feed(subject.environment)
+    except ConfigError as error:
+        yield failed("stock bars", str(error), "set ALPACA_FEED alone, to iex, sip or delayed_sip")
+        return
+    feed = DEFAULT_STOCK_FEED if feed == "test" else feed  # there are no bars of made-up symbols to be asked for
     option_feed = subject.variable("ALPACA_OPTION_FEED").lower() or ("opra" if subject.live else "indicative")
     with Web(keys, url, timeout_s=subject.timeout_s, basic=bool(subject.account_id)) as web:
         for name, path, query in build_data_requests(symbols, url=url, feed=feed, option_feed=option_feed):

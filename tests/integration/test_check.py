@@ -21,7 +21,7 @@ from dry_work.embedded.pubsub import EmbeddedPubSub
 from dry_work.engine.diagnosis import diagnose
 from dry_work.engine.feed_checks import check_feed
 from dry_work.engine.findings import Finding, Outcome, Subject
-from dry_work.engine.remote_checks import Web, check_clock
+from dry_work.engine.remote_checks import Web, check_clock, check_market_data
 from dry_work.exchange.faults import Fault
 from dry_work.exchange.server import ExchangeServer
 from dry_work.exchange.synthetic import synthetic_day
@@ -207,24 +207,46 @@ class UnpaidData(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_feed_that_is_not_paid_for_is_named_with_the_one_that_can_be_read(
-    folder: Path, environment: dict[str, str]
-) -> None:
+@pytest.fixture
+def unpaid() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), UnpaidData)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        found = look(folder, {**environment, "ALPACA_DATA_URL": url, "ALPACA_FEED": "sip"})
-        iex = look(folder, {**environment, "ALPACA_DATA_URL": url})["stock bars (iex)"]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(TIMEOUT_S)
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join(TIMEOUT_S)
+
+
+def test_a_feed_that_is_not_paid_for_is_named_with_the_one_that_can_be_read(
+    folder: Path, environment: dict[str, str], unpaid: str
+) -> None:
+    found = look(folder, {**environment, "ALPACA_DATA_URL": unpaid, "ALPACA_FEED": "sip"})
+    iex = look(folder, {**environment, "ALPACA_DATA_URL": unpaid})["stock bars (iex)"]
     assert failures(found) == {"stock bars (sip)"}
     assert found["stock bars (sip)"].text == f"HTTP 403, {REFUSAL}; iex can be read"
     assert "ALPACA_FEED=iex" in found["stock bars (sip)"].remedy
     assert iex.text == "can be read; a bar of SPY: 2024-06-11 13:31 UTC"
+
+
+@pytest.mark.parametrize(
+    ("variables", "part", "outcome"),
+    [
+        ({"STOCK_STREAM_FEED": "SIP"}, "stock bars (sip)", Outcome.FAILED),
+        ({"ALPACA_FEED": "test"}, "stock bars (iex)", Outcome.OK),
+        ({"ALPACA_FEED": "sip", "STOCK_STREAM_FEED_TYPE": "iex"}, "stock bars", Outcome.FAILED),
+        ({"ALPACA_FEED": "gold"}, "stock bars", Outcome.FAILED),
+    ],
+)
+def test_the_stock_feed_that_is_asked_for_is_that_of_a_runs_history(
+    folder: Path, unpaid: str, variables: dict[str, str], part: str, outcome: Outcome
+) -> None:
+    urls = {"ALPACA_URL": unpaid, "ALPACA_DATA_URL": unpaid}
+    keys = {"ALPACA_API_KEY": KEY, "ALPACA_SECRET_KEY": SECRET}
+    subject = Subject(folder=folder, environment={**urls, **keys, **variables}, toml={}, timeout_s=TIMEOUT_S)
+    found = next(iter(check_market_data(subject)))
+    assert (found.part, found.outcome) == (part, outcome)
+    assert bool(found.remedy) is (outcome is Outcome.FAILED)
 
 
 def test_a_venue_whose_clock_differs_is_told(exchange: ExchangeServer) -> None:

@@ -83,6 +83,8 @@ def test_the_history_is_of_the_hubs_stock_feed() -> None:
     assert build(environment={**paper, "STOCK_STREAM_FEED_TYPE": "delayed_sip"}).stock_feed == "delayed_sip"
     with pytest.raises(ConfigError, match=r"'gold' is not a stock feed \(ALPACA_FEED\): one of iex, sip"):
         build(environment={**paper, "ALPACA_FEED": "gold"})
+    with pytest.raises(ConfigError, match=r"\(STOCK_STREAM_FEED\)"):
+        build(environment={**paper, "STOCK_STREAM_FEED": "gold"})
 
 
 def test_live_has_to_be_asked_for() -> None:
