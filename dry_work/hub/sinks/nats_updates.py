@@ -29,7 +29,7 @@ QUEUE_CAPACITY = 4_096
 KEPT_MESSAGES = 10_000  # published and not yet acknowledged by their reader, against a NATS that forgets them
 # Updates that are sent before the first of them is confirmed. A confirmation takes some turns of the loop, and a turn
 # of a busy hub milliseconds: one after the other they would be ten in a second.
-AT_A_TIME = 512
+AT_A_TIME = 64
 OVERLAP_NS = 60 * SECOND_NS  # what a hub that waits keeps of what the other has published
 SETTLE_S = 2.0  # Alpaca's positions may be behind its fills
 
