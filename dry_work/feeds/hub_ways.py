@@ -1,4 +1,7 @@
-"""What the ways to the hub have in common: those that lead to the hub itself, and those over a server between. Pure."""
+"""What the ways to the hub have in common: those that lead to the hub itself, and those over a server between. Pure.
+
+They hold tokens and passwords, and so have no `repr` of their fields.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dry_work.market.symbols import is_crypto
 from dry_work.settings import FeedSettings
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class DirectWay:
     """A way to the hub itself, with a connection for each of its feeds.
 
@@ -38,7 +41,7 @@ class DirectWay:
         return [(feed,) for feed in feeds]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WayOverServer:
     """A way over a server that the hub publishes on, with one connection for all feeds.
 

@@ -54,7 +54,7 @@ class _Message(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Message)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class NatsTransport(WayOverServer):
     """The way over NATS, to servers (`address`, several with commas between) with the hub's data stream."""
 

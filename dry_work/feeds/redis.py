@@ -44,7 +44,7 @@ START = b"0-0"
 _STOCK_CHANNELS = (STATUSES, PRICE_BANDS)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class RedisTransport(WayOverServer):
     """The way over Redis, to one server (`address`, host:port)."""
 

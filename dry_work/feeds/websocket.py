@@ -25,7 +25,7 @@ CLOSE_TIMEOUT_S = 1.0
 _DENIED = (401, 403)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class WebSocketTransport(DirectWay):
     """The way over WebSockets, to a URL with ws:// or wss://."""
 
