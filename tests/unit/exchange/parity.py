@@ -302,7 +302,7 @@ def _fills(outcome: Outcome) -> list[float]:
     return [record.qty for record in outcome.records if "fill" in record.event]
 
 
-def compare(ours: Outcome, theirs: Outcome) -> None:
+def assert_alike(ours: Outcome, theirs: Outcome) -> None:
     assert [record[:5] for record in ours.records] == [record[:5] for record in theirs.records]
     for mine, wanted in zip(ours.records, theirs.records, strict=True):
         assert mine.time_s == wanted.time_s, (mine, wanted)

@@ -24,9 +24,9 @@ from .parity import (
     Case,
     Outcome,
     Slice,
+    assert_alike,
     bars,
     cents,
-    compare,
     has_dust,
     run_backtrader,
     run_venue,
@@ -250,7 +250,7 @@ def test_random_groups_and_trailing_stops_fill_as_in_back_broker(case: Case) -> 
     theirs = theirs_of(case)
     assume(not has_dust(theirs))
     ours = ours_of(case)
-    compare(ours, theirs)
+    assert_alike(ours, theirs)
     for record in ours.records:
         count_event(record.event)
 
@@ -266,6 +266,6 @@ def test_a_close_order_fills_at_the_last_close_of_its_day_when_the_next_day_begi
         ],
     )
     ours = ours_of(case)
-    compare(ours, theirs_of(case))
+    assert_alike(ours, theirs_of(case))
     fill = ours.records[-1]
     assert (fill.event, fill.price, fill.slice, fill.time_s) == ("fill", 102.5, 2, last_ns // SECOND_NS)

@@ -25,9 +25,9 @@ from .parity import (
     Case,
     Outcome,
     Slice,
+    assert_alike,
     bars,
     cents,
-    compare,
     has_dust,
     run_backtrader,
     run_venue,
@@ -143,7 +143,7 @@ def test_random_orders_fill_as_in_back_broker(case: Case) -> None:
     theirs = theirs_of(case)
     assume(not has_dust(theirs))
     ours = ours_of(case)
-    compare(ours, theirs)
+    assert_alike(ours, theirs)
     for record in ours.records:
         count_event(record.event)
 
@@ -156,7 +156,7 @@ def test_an_order_of_all_the_cash_passes_where_it_passes_in_floats(price: float,
     case = Case(
         cash, [Slice(START_NS + MINUTE_NS, {"AAA": bar}, [ask]), Slice(START_NS + 2 * MINUTE_NS, {"AAA": bar}, [])]
     )
-    compare(ours_of(case), theirs_of(case))
+    assert_alike(ours_of(case), theirs_of(case))
 
 
 def test_the_comparison_sees_a_cent_and_a_minute() -> None:
@@ -165,9 +165,9 @@ def test_the_comparison_sees_a_cent_and_a_minute() -> None:
         return Case(1000.0, [first, Slice(START_NS + minutes * MINUTE_NS, {"AAA": (101.0, 102.0, 99.0, 101.0)}, [])])
 
     theirs = theirs_of(build_case(100.0, 2))
-    compare(ours_of(build_case(100.0, 2)), theirs)
+    assert_alike(ours_of(build_case(100.0, 2)), theirs)
     assert theirs.records[-1].price == 100.0
     with pytest.raises(AssertionError):
-        compare(ours_of(build_case(100.01, 2)), theirs)
+        assert_alike(ours_of(build_case(100.01, 2)), theirs)
     with pytest.raises(AssertionError):
-        compare(ours_of(build_case(100.0, 3)), theirs)
+        assert_alike(ours_of(build_case(100.0, 3)), theirs)
